@@ -1,0 +1,1 @@
+"""EAC-Net: electron densities as sums of equivariant atomic contributions."""

@@ -1,0 +1,193 @@
+"""Neighbours of atoms and of points, for any cell and any periodic directions.
+
+Atom–atom lists come from vesin, atom–point lists from SciPy's k-d tree over the periodic images of
+the atoms that reach into the cell; neither assumes a cell larger than the cutoff.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.cell import Cell
+from numpy.typing import NDArray
+from scipy.spatial import cKDTree
+from vesin import NeighborList
+
+from eac_model.errors import StructureError, UnknownElementError
+from eac_model.graph import AtomGraph, PointPairs
+
+CLOSEST_ATOMS = 0.1
+"""Atoms nearer to each other than this (Å) are taken for a mistake in the structure."""
+
+
+def check_structure(atoms: Atoms, elements: tuple[int, ...] | None = None) -> None:
+    """Refuse structures that cannot be meant.
+
+    Parameters
+    ----------
+    atoms
+        Structure.
+    elements
+        Atomic numbers a model knows; None knows all.
+
+    Raises
+    ------
+    StructureError
+        No atoms, NaN or infinite positions, cell vectors or moments, a periodic direction without
+        a cell vector, a flat cell, or two atoms closer than :data:`CLOSEST_ATOMS`.
+    UnknownElementError
+        An element that is not among ``elements``.
+    """
+    if len(atoms) == 0:
+        raise StructureError("The structure has no atoms.")
+    bad = np.flatnonzero(~np.isfinite(atoms.positions).all(axis=1))
+    if len(bad):
+        raise StructureError(
+            f"Atom {bad[0]} has a position that is not a number: "
+            f"{atoms.positions[bad[0]]}. Repair the structure first."
+        )
+    if not np.isfinite(np.asarray(atoms.cell)).all():
+        raise StructureError("The cell holds values that are not numbers.")
+    if not np.isfinite(atoms.get_initial_magnetic_moments()).all():
+        raise StructureError("An initial magnetic moment is not a number.")
+    lengths = atoms.cell.lengths()
+    for axis, periodic in enumerate(atoms.pbc):
+        if periodic and lengths[axis] < 1e-6:
+            raise StructureError(
+                f"Direction {axis} is periodic but has no cell vector. "
+                "Give the structure a cell, or set pbc to False along it."
+            )
+    if abs(complete_cell(atoms).volume) < 1e-6 * max(1.0, lengths.max()) ** 3:
+        raise StructureError("The cell vectors lie in one plane (volume zero).")
+    if elements is not None:
+        unknown = sorted(
+            {s for s, z in zip(atoms.symbols, atoms.numbers, strict=True) if z not in elements}
+        )
+        if unknown:
+            known = ", ".join(Atoms(numbers=elements).symbols)
+            raise UnknownElementError(
+                f"The model does not know {', '.join(unknown)}; it was built for {known}. "
+                "Choose another model (`eac models`) or train one on this element."
+            )
+    i, j, _ = _atom_pairs(atoms, CLOSEST_ATOMS)
+    if len(i):
+        raise StructureError(
+            f"Atoms {i[0]} and {j[0]} are closer than {CLOSEST_ATOMS} Å "
+            "(possibly through a periodic image). Remove the duplicate or enlarge the cell."
+        )
+
+
+def complete_cell(atoms: Atoms) -> Cell:
+    """The cell with unit vectors put in for missing ones (open directions only)."""
+    return atoms.cell.complete()
+
+
+def _atom_pairs(atoms: Atoms, cutoff: float) -> tuple[NDArray, NDArray, NDArray]:
+    neighbors = NeighborList(cutoff=cutoff, full_list=True)
+    i, j, vectors = neighbors.compute(
+        points=np.ascontiguousarray(atoms.positions, dtype=np.float64),
+        box=np.ascontiguousarray(complete_cell(atoms), dtype=np.float64),
+        periodic=atoms.pbc,
+        quantities="ijD",
+    )
+    return i.astype(np.int64), j.astype(np.int64), vectors
+
+
+def atom_graph(
+    atoms: Atoms,
+    cutoff: float,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> AtomGraph:
+    """Atoms and their neighbours within ``cutoff`` (Å), every periodic image included."""
+    i, j, vectors = _atom_pairs(atoms, cutoff)
+    order = np.lexsort((vectors[:, 2], vectors[:, 1], vectors[:, 0], j, i))
+    return AtomGraph(
+        numbers=torch.as_tensor(atoms.numbers.astype(np.int64), device=device),
+        magmoms=torch.as_tensor(
+            atoms.get_initial_magnetic_moments().astype(float), dtype=dtype, device=device
+        ),
+        receivers=torch.as_tensor(i[order], device=device),
+        senders=torch.as_tensor(j[order], device=device),
+        vectors=torch.as_tensor(vectors[order], dtype=dtype, device=device),
+    )
+
+
+def periodic_images(atoms: Atoms, cutoff: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Images of the atoms that reach into the home cell.
+
+    Returns
+    -------
+    indices
+        Shape (images,), the atom each image belongs to.
+    positions
+        Shape (images, 3), Å. Along periodic directions every image within ``cutoff`` of the cell
+        0 ≤ fraction < 1 is present; along open directions the atoms stand where they are.
+    """
+    cell = np.asarray(complete_cell(atoms))
+    fractions = _wrapped_fractions(atoms.positions, atoms)
+    # Distance between opposite faces: 1 / |reciprocal vector|.
+    reach = cutoff * np.linalg.norm(np.linalg.inv(cell), axis=0)
+    repeats = [
+        np.arange(-int(np.ceil(r)), int(np.ceil(r)) + 1) if p else np.zeros(1, int)
+        for r, p in zip(reach, atoms.pbc, strict=True)
+    ]
+    shifts = np.stack(np.meshgrid(*repeats, indexing="ij"), axis=-1).reshape(-1, 3)
+    images = fractions[None] + shifts[:, None]
+    near = ((images >= -reach - 1e-9) & (images <= 1 + reach + 1e-9)) | ~atoms.pbc
+    shift, index = np.nonzero(near.all(axis=-1))
+    return index.astype(np.int64), images[shift, index] @ cell
+
+
+def wrap_points(points: NDArray, atoms: Atoms) -> NDArray[np.float64]:
+    """Points moved into the home cell along the periodic directions, Å."""
+    return _wrapped_fractions(points, atoms) @ np.asarray(complete_cell(atoms))
+
+
+def _wrapped_fractions(positions: NDArray, atoms: Atoms) -> NDArray[np.float64]:
+    cell = np.asarray(complete_cell(atoms))
+    fractions = np.asarray(positions, dtype=float) @ np.linalg.inv(cell)
+    return np.where(atoms.pbc, fractions - np.floor(fractions), fractions)
+
+
+def point_pairs(
+    atoms: Atoms,
+    points: NDArray,
+    cutoff: float,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> PointPairs:
+    """All atom–point pairs within ``cutoff`` (Å), one row an atom.
+
+    Parameters
+    ----------
+    points
+        Shape (p, 3), Å; anywhere, inside the cell or not.
+    """
+    points = np.asarray(points, dtype=float).reshape(-1, 3)
+    indices, positions = periodic_images(atoms, cutoff)
+    wrapped = wrap_points(points, atoms)
+    found = cKDTree(positions).sparse_distance_matrix(
+        cKDTree(wrapped), cutoff, output_type="ndarray"
+    )
+    image, point = found["i"], found["j"]
+    atom = indices[image]
+    order = np.lexsort((image, point, atom))
+    image, point, atom = image[order], point[order], atom[order]
+    counts = np.bincount(atom, minlength=len(atoms))
+    column = np.arange(len(atom)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shape = (len(atoms), max(1, int(counts.max())))
+    vectors = np.ones((*shape, 3))
+    vectors[atom, column] = wrapped[point] - positions[image]
+    mask = np.zeros(shape, dtype=bool)
+    mask[atom, column] = True
+    index = np.zeros(shape, dtype=np.int64)
+    index[atom, column] = point
+    return PointPairs(
+        atom=torch.arange(len(atoms), device=device),
+        vectors=torch.as_tensor(vectors, dtype=dtype, device=device),
+        mask=torch.as_tensor(mask, device=device),
+        point=torch.as_tensor(index, device=device),
+        n_points=len(points),
+    )

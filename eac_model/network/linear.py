@@ -1,0 +1,89 @@
+"""The linear decoder: densities linear in the descriptors, radial functions learned."""
+
+from __future__ import annotations
+
+import torch
+from e3nn import o3
+from torch import Tensor, nn
+
+from eac_model.graph import PointPairs
+from eac_model.network.config import NetworkConfig
+from eac_model.network.interaction import by_irrep, natural_irreps
+from eac_model.network.radial import CutoffBasis, lengths, regularized
+
+
+class LinearDecoder(nn.Module):
+    """ρ_i(r) = Σ_lc R_c^l(r; Z_i) Y^l(r̂)·D_ic^l, everything nonlinear sits in D.
+
+    R_c^l(r; Z) = Σ_k M_lck f_lk(r; Z) mixes a few functions of each element and angular momentum,
+    which are learned as splines f_lk = Σ_b F_lkb(Z) B_b(r); Y^l is taken of r/√(r² + a²), which
+    makes the density smooth at nuclei. Channels are summed once an atom:
+    A_i[lm, b] = Σ_ck D_icm M_lck F_lkb(Z_i), then ρ_i(r) = Σ_lm Y_lm Σ_b B_b(r) A_i[lm, b].
+    """
+
+    def __init__(self, config: NetworkConfig, attributes: int) -> None:
+        super().__init__()
+        self.l_max = config.l_max
+        self.channels = config.channels
+        self.basis = CutoffBasis(config.linear_basis, config.point_cutoff)
+        n_l, k = self.l_max + 1, config.linear_functions
+        self.mixing = nn.Parameter(self.channels**-0.5 * torch.randn(n_l, self.channels, k))
+        # Small: the density starts at the superposition (or at zero), not at noise.
+        self.functions = nn.Parameter(0.01 * torch.randn(attributes, n_l, k, self.basis.size))
+        self.register_buffer(
+            "l_of_component",
+            torch.tensor([l for l in range(self.l_max + 1) for _ in range(2 * l + 1)]),
+            persistent=False,
+        )
+        self.harmonics = o3.SphericalHarmonics(
+            list(range(self.l_max + 1)), normalize=False, normalization="component"
+        )
+        irreps = natural_irreps(self.channels, self.l_max)
+        self.contraction = o3.TensorProduct(
+            irreps,
+            o3.Irreps.spherical_harmonics(self.l_max),
+            "0e",
+            [(l, l, 0, "uvw", True) for l in range(self.l_max + 1)],
+            shared_weights=False,
+            internal_weights=False,
+            irrep_normalization="none",
+            path_normalization="none",
+        )
+
+    def coefficients(self, descriptors: Tensor, attributes: Tensor) -> Tensor:
+        """A_i[lm, b]: (n, (l_max+1)², channels) → (n, (l_max+1)², basis)."""
+        functions = torch.einsum("nt,tlkb->nlkb", attributes, self.functions)
+        parts = [
+            torch.bmm(descriptors[:, l * l : (l + 1) ** 2] @ self.mixing[l], functions[:, l])
+            for l in range(self.l_max + 1)
+        ]
+        return torch.cat(parts, dim=1)
+
+    def forward(self, descriptors: Tensor, attributes: Tensor, pairs: PointPairs) -> Tensor:
+        """Contributions of all pairs, (m, k), e/Å³; padding gives zero."""
+        coefficients = self.coefficients(descriptors, attributes)[pairs.atom]
+        return self.expand(coefficients, pairs)
+
+    def expand(self, coefficients: Tensor, pairs: PointPairs) -> Tensor:
+        """Σ_lm Y_lm Σ_b B_b A[lm, b] for rows of coefficients (m, (l_max+1)², basis)."""
+        radial = torch.bmm(self.basis(lengths(pairs.vectors)), coefficients.transpose(1, 2))
+        harmonics = self.harmonics(regularized(pairs.vectors))
+        return (radial * harmonics).sum(-1) * pairs.mask
+
+    def forward_e3nn(self, descriptors: Tensor, attributes: Tensor, pairs: PointPairs) -> Tensor:
+        """The definition of :meth:`forward`: an e3nn tensor product on every pair."""
+        rows, columns = pairs.mask.nonzero(as_tuple=True)
+        vectors = pairs.vectors[rows, columns]
+        atom = pairs.atom[rows]
+        weights = torch.einsum("nt,lck,tlkb->nlcb", attributes, self.mixing, self.functions)
+        radial = torch.einsum("plcb,pb->plc", weights[atom], self.basis(lengths(vectors)))
+        # e3nn's 3j symbol of (l, l, 0) is δ/√(2l+1).
+        norm = radial.new_tensor([(2 * l + 1) ** 0.5 for l in range(self.l_max + 1)])
+        values = self.contraction(
+            by_irrep(descriptors)[atom],
+            self.harmonics(regularized(vectors)),
+            (radial * norm[:, None]).flatten(1),
+        )
+        return torch.zeros_like(pairs.vectors[..., 0]).index_put(
+            (rows, columns), values.squeeze(-1)
+        )

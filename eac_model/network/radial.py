@@ -1,0 +1,136 @@
+"""Radial bases, the polynomial cutoff, and radial networks."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+
+from eac_model.network.config import RadialBasis
+
+CORE_RADIUS = 0.3
+"""Å. Below this distance the spline basis and the regularised direction resolve a nucleus."""
+
+
+def polynomial_cutoff(r: Tensor, cutoff: float, power: int) -> Tensor:
+    """Fall from 1 at r = 0 to 0 at the cutoff; first and second derivatives vanish there.
+
+    1 − (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) − p(p+1)/2 x^(p+2), x = r/r_c (DimeNet, eq. 8).
+    """
+    p = power
+    x = (r / cutoff).clamp(max=1.0)
+    return 1 - x**p * ((p + 1) * (p + 2) / 2 - x * (p * (p + 2) - x * (p * (p + 1) / 2)))
+
+
+class BesselBasis(nn.Module):
+    """√(2/r_c) sin(kπr/r_c)/r, k = 1 … size; finite at r = 0."""
+
+    def __init__(self, size: int, cutoff: float) -> None:
+        super().__init__()
+        self.cutoff = cutoff
+        frequencies = math.pi * torch.arange(1, size + 1, dtype=torch.float64) / cutoff
+        self.register_buffer("frequencies", frequencies.to(torch.get_default_dtype()))
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map distances (…,) in Å to basis values (…, size)."""
+        x = r.unsqueeze(-1) * self.frequencies
+        # sinc(x/π) = sin(x)/x needs no care at r = 0.
+        return math.sqrt(2 / self.cutoff) * self.frequencies * torch.sinc(x / math.pi)
+
+
+class GaussianBasis(nn.Module):
+    """exp(−(r − μ_k)²/(2σ_k²)) with learned centres and widths."""
+
+    def __init__(self, size: int, cutoff: float) -> None:
+        super().__init__()
+        self.centers = nn.Parameter(torch.linspace(0.0, cutoff, size))
+        self.log_widths = nn.Parameter(torch.full((size,), math.log(cutoff / max(size - 1, 1))))
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map distances (…,) in Å to basis values (…, size)."""
+        return torch.exp(
+            -0.5 * ((r.unsqueeze(-1) - self.centers) * torch.exp(-self.log_widths)) ** 2
+        )
+
+
+class SplineBasis(nn.Module):
+    """Cubic B-splines on knots uniform in x(r) = ln(1 + (r/a)²)/2, a = 0.3 Å.
+
+    Dense near the nucleus, where a density changes over hundredths of an Å, sparse outside; even
+    and smooth in r at r = 0, twice continuously differentiable everywhere.
+    """
+
+    def __init__(self, size: int, cutoff: float) -> None:
+        super().__init__()
+        if size < 4:
+            raise ValueError("a cubic spline basis needs at least 4 functions")
+        self.size = size
+        self.scale = (size - 3) / (0.5 * math.log1p((cutoff / CORE_RADIUS) ** 2))
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map distances (…,) in Å to basis values (…, size)."""
+        x = (0.5 * self.scale) * torch.log1p((r / CORE_RADIUS) ** 2)
+        first = x.detach().floor().clamp(max=self.size - 4)
+        t = x - first
+        u = 1 - t
+        # Only four functions differ from zero at any distance.
+        pieces = torch.stack(
+            [
+                u * u * u,
+                4 + t * t * (3 * t - 6),
+                4 + u * u * (3 * u - 6),
+                t * t * t,
+            ],
+            dim=-1,
+        )
+        index = first.long().unsqueeze(-1) + torch.arange(4, device=r.device)
+        values = pieces.new_zeros(*r.shape, self.size)
+        return values.scatter(-1, index, pieces / 6)
+
+
+def radial_basis(config: RadialBasis, cutoff: float) -> nn.Module:
+    """The basis a configuration names, on 0 … cutoff (Å)."""
+    kinds = {"bessel": BesselBasis, "gaussian": GaussianBasis, "spline": SplineBasis}
+    return kinds[config.kind](config.size, cutoff)
+
+
+class CutoffBasis(nn.Module):
+    """A radial basis times its polynomial cutoff: zero, with two derivatives, at the cutoff."""
+
+    def __init__(self, config: RadialBasis, cutoff: float) -> None:
+        super().__init__()
+        self.basis = radial_basis(config, cutoff)
+        self.cutoff = cutoff
+        self.power = config.cutoff_power
+        self.size = config.size
+
+    def envelope(self, r: Tensor) -> Tensor:
+        """The cutoff function S(r), (…,) → (…,)."""
+        return polynomial_cutoff(r, self.cutoff, self.power)
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map distances (…,) in Å to B(r)·S(r), (…, size)."""
+        return self.basis(r) * self.envelope(r).unsqueeze(-1)
+
+
+def regularized(vectors: Tensor) -> Tensor:
+    """r/√(r² + a²), a = 0.3 Å: solid harmonics of it are smooth at a nucleus."""
+    square = (vectors * vectors).sum(-1, keepdim=True)
+    return vectors * torch.rsqrt(square + CORE_RADIUS**2)
+
+
+def lengths(vectors: Tensor) -> Tensor:
+    """|r|, with a zero instead of an undefined gradient at r = 0."""
+    square = (vectors * vectors).sum(-1)
+    positive = square > 0
+    return torch.where(positive, torch.sqrt(torch.where(positive, square, 1.0)), 0.0)
+
+
+def dense_network(sizes: tuple[int, ...]) -> nn.Sequential:
+    """Fully connected network with SiLU between its layers."""
+    layers: list[nn.Module] = []
+    for n_in, n_out in pairwise(sizes):
+        layers += [nn.Linear(n_in, n_out), nn.SiLU()]
+    return nn.Sequential(*layers[:-1])

@@ -1,0 +1,194 @@
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from eac_model.engine import encode, evaluate_grid, evaluate_points, integrate_contributions
+from eac_model.errors import StructureError, UnknownElementError
+from eac_model.neighbors import atom_graph, point_pairs
+from eac_model.network import EACNet, NetworkConfig
+
+SKEWED = [[3.0, 0, 0], [1.0, 3.2, 0], [0.3, 0.4, 2.8]]
+
+
+def network(dtype=torch.float64, **settings):
+    torch.manual_seed(0)
+    defaults = {
+        "elements": (1, 8),
+        "l_max": 2,
+        "channels": 4,
+        "interactions": 1,
+        "decoder": "linear+value-weight",
+        "weight": "MLPxS",
+        "point_cutoff": 4.0,
+        "superposition": True,
+    }
+    model = EACNet(NetworkConfig(**defaults | settings))
+    with torch.no_grad():
+        model.superposition.table.uniform_(0, 1)
+        model.linear.functions.mul_(100)
+    return model.to(dtype).eval()
+
+
+def structure(pbc=True, cell=SKEWED):
+    rng = np.random.default_rng(0)
+    return Atoms("OHHO", rng.random((4, 3)) * 3, cell=cell, pbc=pbc, magmoms=[1, 0, 0, -2])
+
+
+def reference(model, atoms, points):
+    graph = atom_graph(atoms, model.config.atom_cutoff, model.dtype)
+    pairs = point_pairs(atoms, points, model.config.point_cutoff, model.dtype)
+    with torch.no_grad():
+        return model(graph, pairs, zonal=False).numpy()
+
+
+@pytest.mark.parametrize("pbc", [True, False, (True, False, True)])
+@pytest.mark.parametrize("spin", [False, True])
+@pytest.mark.parametrize("block_size", [None, 7])
+def test_blocks_equal_the_network_on_a_pair_list(pbc, spin, block_size):
+    model = network(spin=spin)
+    atoms = structure(pbc)
+    points = np.random.default_rng(1).uniform(-5, 8, (200, 3))
+    found = evaluate_points(model, encode(model, atoms), points, block_size=block_size)
+    expected = reference(model, atoms, points)
+    assert found.shape == (2 if spin else 1, 200)
+    assert np.abs(found - expected).max() < 1e-10 * np.abs(expected).max()
+
+
+def test_float32_agrees_with_float64_to_two_millionths():
+    points = np.random.default_rng(1).uniform(0, 3, (300, 3))
+    model = network(torch.float32)
+    exact = evaluate_points(network(), encode(network(), structure()), points)
+    found = evaluate_points(model, encode(model, structure()), points)
+    assert found.dtype == np.float32
+    assert np.abs(found - exact).max() < 2e-6 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("shape", [(4, 5, 6), (1, 1, 1), (7, 1, 3)])
+def test_a_grid_holds_the_values_at_fractions_of_the_cell_in_c_order(shape):
+    model, atoms = network(), structure()
+    encoded = encode(model, atoms)
+    grid = evaluate_grid(model, encoded, shape, block_size=5)
+    fractions = np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), axis=-1)
+    expected = evaluate_points(model, encoded, fractions.reshape(-1, 3) @ np.array(SKEWED))
+    assert np.allclose(grid.reshape(1, -1), expected, rtol=1e-12)
+
+
+def test_a_grid_may_span_another_box():
+    model, atoms = network(), structure()
+    encoded = encode(model, atoms)
+    grid = evaluate_grid(model, encoded, (2, 2, 2), cell=np.eye(3), origin=np.array([0.5, 0, 0]))
+    corner = evaluate_points(model, encoded, np.array([[1.0, 0.5, 0.5]]))
+    assert np.allclose(grid[0, 1, 1, 1], corner[0, 0])
+
+
+def test_contributions_sum_to_the_density_and_follow_the_atoms_through_the_boundary():
+    model, atoms = network(), structure()
+    points = np.random.default_rng(1).uniform(0, 3, (50, 3))
+    encoded = encode(model, atoms)
+    parts = evaluate_points(model, encoded, points, contributions=True)
+    assert parts.shape == (1, 50, 4)
+    assert np.allclose(parts.sum(-1), evaluate_points(model, encoded, points), atol=1e-12)
+    moved = atoms.copy()
+    moved.positions[2] += np.array(SKEWED[0])
+    again = evaluate_points(model, encode(model, moved), points, contributions=True)
+    assert np.allclose(again, parts, atol=1e-10)
+
+
+def test_integrals_of_contributions_equal_sums_over_the_grid():
+    model, atoms = network(), structure()
+    encoded = encode(model, atoms)
+    shape = (6, 5, 4)
+    populations, dipoles = integrate_contributions(model, encoded, shape, block_size=11)
+    fractions = np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), axis=-1)
+    points = fractions.reshape(-1, 3) @ np.array(SKEWED)
+    parts = evaluate_points(model, encoded, points, contributions=True)
+    voxel = atoms.cell.volume / np.prod(shape)
+    assert np.allclose(populations, parts.sum(1) * voxel)
+    assert dipoles.shape == (1, 4, 3)
+
+
+def test_the_dipole_of_a_single_contribution_vanishes_by_symmetry():
+    model = network(interactions=0, decoder="linear")
+    atom = Atoms("O", [[0, 0, 0]])
+    _, dipoles = integrate_contributions(
+        model, encode(model, atom), (41, 41, 41), cell=8.2 * np.eye(3), origin=np.full(3, -4.0)
+    )
+    assert np.abs(dipoles).max() < 1e-10
+
+
+def test_points_out_of_reach_get_exactly_zero():
+    model = network()
+    encoded = encode(model, structure(pbc=False))
+    values = evaluate_points(model, encoded, np.array([[50.0, 0, 0], [1, 1, 1]]))
+    assert values[0, 0] == 0
+    assert values[0, 1] != 0
+
+
+def test_no_points_give_no_values():
+    model = network()
+    encoded = encode(model, structure())
+    assert evaluate_points(model, encoded, np.zeros((0, 3))).shape == (1, 0)
+
+
+def test_running_out_of_memory_halves_the_block_and_goes_on(monkeypatch):
+    model, atoms = network(), structure()
+    points = np.random.default_rng(1).uniform(0, 3, (64, 3))
+    encoded = encode(model, atoms)
+    expected = evaluate_points(model, encoded, points)
+    contributions = model.contributions
+    sizes = []
+
+    def small_machine(descriptors, numbers, pairs):
+        sizes.append(pairs.n_points)
+        if pairs.n_points > 10:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return contributions(descriptors, numbers, pairs)
+
+    monkeypatch.setattr(model, "contributions", small_machine)
+    assert np.allclose(evaluate_points(model, encoded, points), expected, atol=1e-12)
+    assert max(sizes) > 10
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory(monkeypatch):
+    model = network()
+    encoded = encode(model, structure())
+
+    def broken(*_):
+        raise RuntimeError("something else")
+
+    monkeypatch.setattr(model, "contributions", broken)
+    with pytest.raises(RuntimeError, match="something else"):
+        evaluate_points(model, encoded, np.zeros((3, 3)))
+
+
+def test_progress_adds_up_to_the_number_of_points():
+    model = network()
+    encoded = encode(model, structure())
+    done = []
+    evaluate_grid(model, encoded, (5, 6, 7), block_size=13, progress=done.append)
+    assert sum(done) == 5 * 6 * 7
+    assert len(done) > 5
+
+
+@pytest.mark.parametrize("points", [np.zeros(3), np.zeros((2, 2)), np.full((1, 3), np.nan)])
+def test_points_that_are_none_are_refused(points):
+    model = network()
+    with pytest.raises(ValueError, match=r"[Pp]oints"):
+        evaluate_points(model, encode(model, structure()), points)
+
+
+def test_bad_structures_are_refused_before_the_encoder_runs(monkeypatch):
+    model = network()
+    monkeypatch.setattr(model, "descriptors", lambda _: pytest.fail("the encoder ran"))
+    with pytest.raises(UnknownElementError, match="Fe"):
+        encode(model, Atoms("Fe"))
+    with pytest.raises(StructureError):
+        encode(model, Atoms("O", [[np.nan] * 3]))
+
+
+def test_evaluation_is_deterministic():
+    model, atoms = network(torch.float32), structure()
+    points = np.random.default_rng(1).uniform(0, 3, (100, 3))
+    a, b = (evaluate_points(model, encode(model, atoms), points) for _ in range(2))
+    assert np.array_equal(a, b)
