@@ -1,0 +1,279 @@
+"""One density sample in one HDF5 file.
+
+Layout, format version 1:
+
+=================== =================================================== =====
+name                content                                             unit
+=================== =================================================== =====
+structure           group: ``numbers`` (a,), ``positions`` (a, 3),      Å
+                    ``cell`` (3, 3), ``pbc`` (3,), and ``magmoms``      μ_B
+                    (a,), the initial magnetic moments, if any
+density             (n1, n2, n3) or (p,), float32                       e/Å³
+spin_density        as density, if any                                  e/Å³
+points              (p, 3), of point samples                            Å
+onsite, onsite_spin groups: ``values``, all numbers one after the
+                    other; ``shapes`` (a, ndim), if any
+sampling            group: the :class:`SamplingMap` of a grid
+=================== =================================================== =====
+
+The provenance (JSON) and the number of electrons are attributes of the root. Grids are stored in
+chunks of 8³ points with checksums behind shuffle and lzf, so that a few thousand random points of
+a large grid touch a small part of it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from ase import Atoms
+from numpy.typing import NDArray
+
+from eac_model.data.files import replacing
+from eac_model.data.sample import DensitySample, Provenance
+from eac_model.data.sampling import SamplingMap
+from eac_model.errors import DensityFileError, EACError, GridError
+
+FORMAT = "eac-density-sample"
+_VERSION = 1
+_CHUNK = 8
+_COMPRESSED = {"compression": "lzf", "shuffle": True, "fletcher32": True}
+
+
+def write_sample(
+    path: str | Path, sample: DensitySample, *, attributes: Mapping[str, str] | None = None
+) -> None:
+    """Write a sample to a file of its own.
+
+    Densities are rounded to float32. Of the atoms, numbers, positions, cell, pbc and initial
+    magnetic moments are kept; of on-site data, real numbers.
+
+    Parameters
+    ----------
+    path
+        Replaced in one step when the file is complete.
+    sample
+        Any sample with finite values.
+    attributes
+        A few further attributes of the root.
+
+    Raises
+    ------
+    GridError
+        If values are not finite.
+    """
+    for values in (sample.density, sample.spin_density, sample.points):
+        if values is not None and not np.isfinite(values).all():
+            raise GridError("The density holds NaN or infinite values and is not written.")
+    # From version 1.10 of the format on, the indices of many chunks are small and quick. The root
+    # keeps to eight members and eight attributes: more go into a heap, which is slower and whose
+    # damage may send the HDF5 library round for ever.
+    with replacing(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+        file.attrs["format"] = FORMAT
+        file.attrs["version"] = _VERSION
+        for name, value in (attributes or {}).items():
+            file.attrs[name] = value
+        file.attrs["provenance"] = json.dumps(asdict(sample.provenance))
+        atoms = sample.atoms
+        structure = file.create_group("structure")
+        structure["numbers"] = atoms.numbers
+        structure["positions"] = atoms.positions
+        structure["cell"] = atoms.cell.array
+        structure["pbc"] = np.asarray(atoms.pbc)
+        if atoms.has("initial_magmoms"):
+            structure["magmoms"] = atoms.get_initial_magnetic_moments()
+        _write_values(file, "density", sample.density)
+        if sample.spin_density is not None:
+            _write_values(file, "spin_density", sample.spin_density)
+        _write_arrays(file, "onsite", sample.onsite)
+        _write_arrays(file, "onsite_spin", sample.onsite_spin)
+        if sample.points is not None:
+            file.create_dataset("points", data=np.asarray(sample.points), **_COMPRESSED)
+        else:
+            volume = abs(float(np.linalg.det(atoms.cell.array)))
+            file.attrs["electrons"] = float(np.mean(sample.density, dtype=np.float64)) * volume
+            group = file.create_group("sampling")
+            for name, value in vars(SamplingMap.from_grid(atoms, sample.density)).items():
+                many = {} if np.ndim(value) < 3 else _COMPRESSED
+                group.create_dataset(name, data=value, **many)
+
+
+class SampleFile:
+    """A sample file opened for reading, which reads only what it is asked for.
+
+    Use :func:`open_sample`.
+    """
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """Attributes of the root."""
+        return dict(self._file.attrs)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the density."""
+        return tuple(int(n) for n in self._file["density"].shape)
+
+    @property
+    def has_spin(self) -> bool:
+        """Whether there is a spin density."""
+        return "spin_density" in self._file
+
+    @property
+    def has_onsite(self) -> bool:
+        """Whether there are on-site data."""
+        return "onsite" in self._file
+
+    def structure(self) -> Atoms:
+        """Atoms with their initial magnetic moments."""
+        group = self._file["structure"]
+        atoms = Atoms(
+            numbers=group["numbers"][...],
+            positions=group["positions"][...],
+            cell=group["cell"][...],
+            pbc=group["pbc"][...],
+        )
+        if "magmoms" in group:
+            atoms.set_initial_magnetic_moments(group["magmoms"][...])
+        return atoms
+
+    def sample(self) -> DensitySample:
+        """Everything."""
+        file = self._file
+        return DensitySample(
+            points=file["points"][...] if "points" in file else None,
+            density=file["density"][...],
+            spin_density=file["spin_density"][...] if self.has_spin else None,
+            **self._common(self.structure()),
+        )
+
+    def points(self, indices: NDArray[np.integer]) -> DensitySample:
+        """Point sample at flat C-order indices, in their order; repeats are allowed."""
+        file = self._file
+        shape = self.shape
+        n_values = int(np.prod(shape))
+        flat = np.asarray(indices, dtype=np.int64)
+        if flat.ndim != 1 or (len(flat) and (flat.min() < 0 or flat.max() >= n_values)):
+            raise GridError(f"Indices of points must be flat and within 0 … {n_values - 1}.")
+        atoms = self.structure()
+        if "points" in file:
+            points = file["points"][...][flat]
+        else:
+            places = np.stack(np.unravel_index(flat, shape), axis=-1)
+            points = (places / np.array(shape)) @ atoms.cell.array
+        return DensitySample(
+            points=points,
+            density=_pick(file["density"], flat),
+            spin_density=_pick(file["spin_density"], flat) if self.has_spin else None,
+            **self._common(atoms),
+        )
+
+    def sampling_map(self) -> SamplingMap | None:
+        """Map for drawing points; None for point samples."""
+        if "sampling" not in self._file:
+            return None
+        group = self._file["sampling"]
+        return SamplingMap(
+            shape=tuple(group["shape"][...].tolist()),
+            box=tuple(group["box"][...].tolist()),
+            reach=float(group["reach"][()]),
+            density=group["density"][...],
+            gradient=group["gradient"][...],
+            distance=group["distance"][...],
+        )
+
+    def provenance(self) -> Provenance:
+        """Where the sample comes from."""
+        known = json.loads(self._file.attrs["provenance"])
+        return Provenance(**{**known, "paw_datasets": tuple(known["paw_datasets"])})
+
+    def _common(self, atoms: Atoms) -> dict[str, Any]:
+        return {
+            "atoms": atoms,
+            "onsite": self._arrays("onsite"),
+            "onsite_spin": self._arrays("onsite_spin"),
+            "provenance": self.provenance(),
+        }
+
+    def _arrays(self, name: str) -> tuple[NDArray[np.float64], ...] | None:
+        if name not in self._file:
+            return None
+        values = self._file[name]["values"][...]
+        shapes = self._file[name]["shapes"][...]
+        stops = np.cumsum(np.prod(shapes, axis=1))[:-1]
+        pieces = np.split(values, stops)
+        return tuple(piece.reshape(shape) for piece, shape in zip(pieces, shapes, strict=True))
+
+
+@contextmanager
+def open_sample(path: str | Path) -> Iterator[SampleFile]:
+    """Open a sample file for reading.
+
+    Raises
+    ------
+    DensityFileError
+        If the file is missing, damaged, of another format or of a newer version; also while it
+        is read.
+    """
+    path = Path(path)
+    try:
+        # such a file is complete before it gets its name, and never changed after that
+        with h5py.File(path, "r", locking=False) as file:
+            if file.attrs.get("format") != FORMAT:
+                raise DensityFileError(f"{path}: an HDF5 file, but not a density sample.")
+            if int(file.attrs["version"]) > _VERSION:
+                raise DensityFileError(
+                    f"{path}: written by a newer version of this program "
+                    f"(format {file.attrs['version']}, known up to {_VERSION}). Update it."
+                )
+            yield SampleFile(file)
+    except FileNotFoundError:
+        raise DensityFileError(f"{path}: no such file.") from None
+    except EACError:
+        raise
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        raise DensityFileError(f"{path}: damaged, or not an HDF5 file ({error}).") from error
+
+
+def read_sample(path: str | Path) -> DensitySample:
+    """Read a sample file whole; see :func:`open_sample`."""
+    with open_sample(path) as file:
+        return file.sample()
+
+
+def _write_values(file: Any, name: str, values: NDArray[np.floating]) -> None:
+    chunks = tuple(min(n, _CHUNK) for n in values.shape) if values.ndim == 3 else None
+    data = np.asarray(values, dtype=np.float32)
+    file.create_dataset(name, data=data, chunks=chunks, **_COMPRESSED)
+
+
+def _write_arrays(file: Any, name: str, arrays: Sequence[NDArray] | None) -> None:
+    if arrays is None or len(arrays) == 0:
+        return
+    file[f"{name}/values"] = np.concatenate([np.ravel(a).astype(np.float64) for a in arrays])
+    file[f"{name}/shapes"] = np.array([np.shape(a) for a in arrays], dtype=np.int64)
+
+
+def _pick(dataset: Any, indices: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Values at flat indices, unpacking only the chunks they lie in."""
+    values = np.empty(len(indices), dtype=np.float32)
+    if dataset.ndim == 1 or len(indices) == 0:
+        return dataset[...][indices] if len(indices) else values
+    # HDF5 walks the chunks in the order of the points, so they have to come sorted
+    order = np.argsort(indices, kind="stable")
+    places = np.stack(np.unravel_index(indices[order], dataset.shape), axis=-1)
+    space = dataset.id.get_space()
+    space.select_elements(places.astype(np.uint64))
+    found = np.empty(len(indices), dtype=np.float32)
+    dataset.id.read(h5py.h5s.create_simple((len(indices),)), space, found)
+    values[order] = found
+    return values
