@@ -26,6 +26,7 @@ class LinearDecoder(nn.Module):
         self.l_max = config.l_max
         self.channels = config.channels
         self.basis = CutoffBasis(config.linear_basis, config.point_cutoff)
+        self.core_radius = config.linear_basis.core_radius
         n_l, k = self.l_max + 1, config.linear_functions
         self.mixing = nn.Parameter(self.channels**-0.5 * torch.randn(n_l, self.channels, k))
         # Small: the density starts at the superposition (or at zero), not at noise.
@@ -59,15 +60,29 @@ class LinearDecoder(nn.Module):
         ]
         return torch.cat(parts, dim=1)
 
-    def forward(self, descriptors: Tensor, attributes: Tensor, pairs: PointPairs) -> Tensor:
-        """Contributions of all pairs, (m, k), e/Å³; padding gives zero."""
-        coefficients = self.coefficients(descriptors, attributes)[pairs.atom]
-        return self.expand(coefficients, pairs)
+    def forward(
+        self,
+        descriptors: Tensor,
+        attributes: Tensor,
+        pairs: PointPairs,
+        spherical: Tensor | None = None,
+    ) -> Tensor:
+        """Contributions of all pairs, (m, k), e/Å³; padding gives zero.
 
-    def expand(self, coefficients: Tensor, pairs: PointPairs) -> Tensor:
-        """Σ_lm Y_lm Σ_b B_b A[lm, b] for rows of coefficients (m, (l_max+1)², basis)."""
+        Parameters
+        ----------
+        spherical
+            (n, basis) coefficients of a spherical density to add, of free atoms for instance.
+        """
+        coefficients = self.coefficients(descriptors, attributes)
+        if spherical is not None:
+            # The harmonic of l = 0 is 1.
+            coefficients = torch.cat(
+                [coefficients[:, :1] + spherical.unsqueeze(1), coefficients[:, 1:]], dim=1
+            )
+        coefficients = coefficients[pairs.atom]
         radial = torch.bmm(self.basis(lengths(pairs.vectors)), coefficients.transpose(1, 2))
-        harmonics = self.harmonics(regularized(pairs.vectors))
+        harmonics = self.harmonics(regularized(pairs.vectors, self.core_radius))
         return (radial * harmonics).sum(-1) * pairs.mask
 
     def forward_e3nn(self, descriptors: Tensor, attributes: Tensor, pairs: PointPairs) -> Tensor:
@@ -81,7 +96,7 @@ class LinearDecoder(nn.Module):
         norm = radial.new_tensor([(2 * l + 1) ** 0.5 for l in range(self.l_max + 1)])
         values = self.contraction(
             by_irrep(descriptors)[atom],
-            self.harmonics(regularized(vectors)),
+            self.harmonics(regularized(vectors, self.core_radius)),
             (radial * norm[:, None]).flatten(1),
         )
         return torch.zeros_like(pairs.vectors[..., 0]).index_put(

@@ -10,10 +10,6 @@ from torch import Tensor, nn
 
 from eac_model.network.config import RadialBasis
 
-CORE_RADIUS = 0.3
-"""Å. Below this distance the spline basis and the regularised direction resolve a nucleus."""
-
-
 def polynomial_cutoff(r: Tensor, cutoff: float, power: int) -> Tensor:
     """Fall from 1 at r = 0 to 0 at the cutoff; first and second derivatives vanish there.
 
@@ -56,22 +52,23 @@ class GaussianBasis(nn.Module):
 
 
 class SplineBasis(nn.Module):
-    """Cubic B-splines on knots uniform in x(r) = ln(1 + (r/a)²)/2, a = 0.3 Å.
+    """Cubic B-splines on knots uniform in x(r) = ln(1 + (r/a)²)/2, a the core radius.
 
-    Dense near the nucleus, where a density changes over hundredths of an Å, sparse outside; even
-    and smooth in r at r = 0, twice continuously differentiable everywhere.
+    Polynomials of r² inside the core, steps that grow with r outside; even and smooth in r at
+    r = 0, twice continuously differentiable everywhere.
     """
 
-    def __init__(self, size: int, cutoff: float) -> None:
+    def __init__(self, size: int, cutoff: float, core_radius: float) -> None:
         super().__init__()
+        self.core_radius = core_radius
         if size < 4:
             raise ValueError("a cubic spline basis needs at least 4 functions")
         self.size = size
-        self.scale = (size - 3) / (0.5 * math.log1p((cutoff / CORE_RADIUS) ** 2))
+        self.scale = (size - 3) / (0.5 * math.log1p((cutoff / core_radius) ** 2))
 
     def forward(self, r: Tensor) -> Tensor:
         """Map distances (…,) in Å to basis values (…, size)."""
-        x = (0.5 * self.scale) * torch.log1p((r / CORE_RADIUS) ** 2)
+        x = (0.5 * self.scale) * torch.log1p((r / self.core_radius) ** 2)
         first = x.detach().floor().clamp(max=self.size - 4)
         t = x - first
         u = 1 - t
@@ -92,8 +89,13 @@ class SplineBasis(nn.Module):
 
 def radial_basis(config: RadialBasis, cutoff: float) -> nn.Module:
     """The basis a configuration names, on 0 … cutoff (Å)."""
-    kinds = {"bessel": BesselBasis, "gaussian": GaussianBasis, "spline": SplineBasis}
-    return kinds[config.kind](config.size, cutoff)
+    match config.kind:
+        case "bessel":
+            return BesselBasis(config.size, cutoff)
+        case "gaussian":
+            return GaussianBasis(config.size, cutoff)
+        case "spline":
+            return SplineBasis(config.size, cutoff, config.core_radius)
 
 
 class CutoffBasis(nn.Module):
@@ -115,10 +117,10 @@ class CutoffBasis(nn.Module):
         return self.basis(r) * self.envelope(r).unsqueeze(-1)
 
 
-def regularized(vectors: Tensor) -> Tensor:
-    """r/√(r² + a²), a = 0.3 Å: solid harmonics of it are smooth at a nucleus."""
+def regularized(vectors: Tensor, radius: float) -> Tensor:
+    """r/√(r² + a²): solid harmonics of it are smooth at a nucleus and like r^l inside a."""
     square = (vectors * vectors).sum(-1, keepdim=True)
-    return vectors * torch.rsqrt(square + CORE_RADIUS**2)
+    return vectors * torch.rsqrt(square + radius**2)
 
 
 def lengths(vectors: Tensor) -> Tensor:

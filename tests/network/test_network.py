@@ -123,7 +123,8 @@ def test_the_zonal_form_equals_the_e3nn_form_in_values_and_gradients(decoder, we
     largest = max(float(g.abs().max()) for g in gradients if g is not None)
     for a, b in zip(zonal_gradients, gradients, strict=True):
         if b is None or a is None:
-            assert (a is None or not a.any()) and (b is None or not b.any())
+            assert (a is None or not a.any())
+            assert (b is None or not b.any())
         else:
             assert float((a - b).abs().max()) < 1e-10 * largest
 
@@ -394,7 +395,7 @@ def test_structures_in_a_batch_do_not_see_each_other():
 def test_fitted_free_atoms_recover_a_superposition_of_gaussians():
     rng = np.random.default_rng(0)
     samples = []
-    for seed in range(3):
+    for _ in range(3):
         atoms = Atoms("OHH", rng.random((3, 3)) * 4, cell=[4, 4, 4], pbc=True)
         points = rng.random((1500, 3)) * 4
         pairs = point_pairs(atoms, points, 4.0, torch.float64)
