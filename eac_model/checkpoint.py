@@ -6,8 +6,6 @@ Nothing is pickled and nothing pickled is read.
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +19,7 @@ from torch import Tensor
 
 from eac_model.data.sample import Provenance
 from eac_model.errors import ModelFileError
+from eac_model.files import write_bytes
 from eac_model.network import EACNet, NetworkConfig
 
 FORMAT = "eac-model"
@@ -62,7 +61,7 @@ def save_model(network: EACNet, card: ModelCard, path: str | Path) -> None:
         "card": json.dumps(asdict(card), ensure_ascii=False),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in _weights(network)}
-    write_atomically(Path(path), save(tensors, metadata=header))
+    write_bytes(path, save(tensors, metadata=header))
 
 
 def load_model(
@@ -137,16 +136,3 @@ def _read_card(values: dict[str, Any]) -> ModelCard:
     provenance["paw_datasets"] = tuple(provenance["paw_datasets"])
     values["elements"] = tuple(values["elements"])
     return ModelCard(provenance=Provenance(**provenance), **values)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Write to a temporary name in the same folder, then rename; nothing half-written stays."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise

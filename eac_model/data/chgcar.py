@@ -20,11 +20,11 @@ from ase import Atoms
 from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
-from eac_model.data.files import replacing
 from eac_model.data.fortran import format_rows
 from eac_model.data.sample import DensityKind, DensitySample, Provenance
 from eac_model.data.textfile import NumberedText
 from eac_model.errors import DensityFileError, GridError
+from eac_model.files import replacing
 
 Occupancies = tuple[NDArray[np.float64], ...]
 

@@ -11,11 +11,11 @@ from ase import Atoms
 from ase.units import Bohr
 from numpy.typing import NDArray
 
-from eac_model.data.files import replacing
 from eac_model.data.fortran import format_rows
 from eac_model.data.sample import DensitySample, Provenance
 from eac_model.data.textfile import NumberedText
 from eac_model.errors import GridError
+from eac_model.files import replacing
 
 _BLOCK = 2**18
 

@@ -35,10 +35,10 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from eac_model.data.files import replacing
 from eac_model.data.sample import DensitySample, Provenance
 from eac_model.data.sampling import SamplingMap
 from eac_model.errors import DensityFileError, EACError, GridError
+from eac_model.files import replacing
 
 FORMAT = "eac-density-sample"
 _VERSION = 1

@@ -26,11 +26,11 @@ from ase import Atoms
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from eac_model.data.files import replacing
 from eac_model.data.sample import DensitySample
 from eac_model.data.sample_file import open_sample, write_sample
 from eac_model.data.sampling import SamplingMap, SamplingMixture, draw_points
 from eac_model.errors import ConfigurationError, DensityFileError
+from eac_model.files import replacing
 
 _FORMAT = "eac-density-store"
 _VERSION = 1

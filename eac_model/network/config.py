@@ -28,9 +28,9 @@ class RadialBasis(BaseModel):
     size: Positive = 8
     """Number of basis functions."""
     core_radius: Annotated[float, Field(gt=0)] = 0.7
-    """Å. ``spline`` only: knots are uniform in ln(1 + (r/core_radius)²), so functions are polynomials
-    of r² well inside this radius. Take the radius below which a density has no structure of its
-    own: pseudo-densities 0.5 … 0.8, all-electron densities much less."""
+    """Å. ``spline`` only: knots are uniform in ln(1 + (r/core_radius)²), so functions are
+    polynomials of r² well inside this radius. Take the radius below which a density has no
+    structure of its own: pseudo-densities 0.5 … 0.8, all-electron densities much less."""
     cutoff_power: Annotated[int, Field(ge=2)] = 6
     """p of the polynomial cutoff 1 − (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) − p(p+1)/2 x^(p+2),
     x = r/r_c; value and two derivatives vanish at r_c."""
@@ -73,10 +73,10 @@ class NetworkConfig(BaseModel):
     point_cutoff: Annotated[float, Field(gt=0)] = 6.0
     """An atom contributes to the density within this distance, Å."""
 
-    linear_functions: Positive = 8
+    linear_functions: Positive = 16
     """Learned radial functions of the linear decoder for every element and angular momentum; they
     are to the network what an auxiliary basis set is to density fitting."""
-    linear_basis: RadialBasis = RadialBasis(kind="spline", size=16, cutoff_power=3)
+    linear_basis: RadialBasis = RadialBasis(kind="spline", size=40, cutoff_power=3)
     """Radial basis in which those functions are expanded."""
 
     point_basis: RadialBasis = RadialBasis(kind="gaussian", size=8, cutoff_power=3)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from eac_model.network.config import RadialBasis
 
+
 def polynomial_cutoff(r: Tensor, cutoff: float, power: int) -> Tensor:
     """Fall from 1 at r = 0 to 0 at the cutoff; first and second derivatives vanish there.
 
@@ -66,13 +67,20 @@ class SplineBasis(nn.Module):
         self.size = size
         self.scale = (size - 3) / (0.5 * math.log1p((cutoff / core_radius) ** 2))
 
-    def forward(self, r: Tensor) -> Tensor:
-        """Map distances (…,) in Å to basis values (…, size)."""
+    def local(self, r: Tensor) -> tuple[Tensor, Tensor]:
+        """The four functions that differ from zero at r.
+
+        Returns
+        -------
+        first
+            (…,) index of the first of them.
+        values
+            (…, 4) their values.
+        """
         x = (0.5 * self.scale) * torch.log1p((r / self.core_radius) ** 2)
         first = x.detach().floor().clamp(max=self.size - 4)
         t = x - first
         u = 1 - t
-        # Only four functions differ from zero at any distance.
         pieces = torch.stack(
             [
                 u * u * u,
@@ -82,9 +90,13 @@ class SplineBasis(nn.Module):
             ],
             dim=-1,
         )
-        index = first.long().unsqueeze(-1) + torch.arange(4, device=r.device)
-        values = pieces.new_zeros(*r.shape, self.size)
-        return values.scatter(-1, index, pieces / 6)
+        return first.long(), pieces / 6
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map distances (…,) in Å to basis values (…, size)."""
+        first, values = self.local(r)
+        index = first.unsqueeze(-1) + torch.arange(4, device=r.device)
+        return values.new_zeros(*r.shape, self.size).scatter(-1, index, values)
 
 
 def radial_basis(config: RadialBasis, cutoff: float) -> nn.Module:

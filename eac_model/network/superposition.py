@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from eac_model.network.config import NetworkConfig
 from eac_model.network.radial import CutoffBasis
 
+
 class Superposition(nn.Module):
     """Spherical densities of free atoms as spline coefficients carried in the model file.
 

@@ -26,6 +26,10 @@ class ValueWeightDecoder(nn.Module):
         self.concatenate = config.concatenate
         features = config.bottleneck[-1] + sum(sizes[name] for name in config.concatenate)
         self.value = dense_network((features, *config.value_hidden, 1))
+        # A point sums some hundred atoms: start near zero, not at a hundred times the density.
+        with torch.no_grad():
+            self.value[-1].weight.mul_(0.01)
+            self.value[-1].bias.zero_()
         self.kind = config.weight
         if self.kind not in ("I", "S"):
             self.weight = dense_network((2 * features, *config.weight_hidden, 1))

@@ -123,8 +123,8 @@ def test_the_zonal_form_equals_the_e3nn_form_in_values_and_gradients(decoder, we
     largest = max(float(g.abs().max()) for g in gradients if g is not None)
     for a, b in zip(zonal_gradients, gradients, strict=True):
         if b is None or a is None:
-            assert (a is None or not a.any())
-            assert (b is None or not b.any())
+            assert a is None or not a.any()
+            assert b is None or not b.any()
         else:
             assert float((a - b).abs().max()) < 1e-10 * largest
 

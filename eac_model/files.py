@@ -35,3 +35,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Write a whole file through :func:`replacing`."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
