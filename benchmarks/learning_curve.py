@@ -1,0 +1,110 @@
+"""Error on left-out frames against the number of training frames (arXiv 2508.04052, Fig. 2a).
+
+    python benchmarks/learning_curve.py                 # the water frames beside the repository
+    python benchmarks/learning_curve.py --folds 6 --steps 5000
+
+Fold k leaves out frame k and trains on the frames that follow it, cyclically. Finished runs are
+kept in the results file, an unfinished one resumes from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from matplotlib.figure import Figure
+from runs import Results, configuration, expand, parser, run_once, show_progress
+
+from eac_model.files import write_bytes
+
+NETWORK: dict[str, Any] = {
+    "decoder": "linear",
+    "superposition": True,
+    "l_max": 3,
+    "channels": 32,
+    "interactions": 3,
+}
+
+
+def main() -> None:
+    options = _options()
+    frames = expand(options.frames)
+    largest = max(options.sizes)
+    if largest >= len(frames) or not 1 <= options.folds <= len(frames):
+        raise SystemExit(
+            f"There are {len(frames)} frames: one is left out, so --sizes must stay below that "
+            "number, and --folds cannot exceed it."
+        )
+    settings = {
+        "frames": [Path(frame).name for frame in frames],
+        "steps": options.steps,
+        "points": options.points,
+        "learning_rate": options.learning_rate,
+        "seed": options.seed,
+        "network": NETWORK,
+    }
+    results = Results(options.output, settings, table)
+    todo = [(size, fold) for size in options.sizes for fold in range(options.folds)]
+    for number, (size, fold) in enumerate(todo, start=1):
+        if results.has(frames=size, fold=fold):
+            continue
+        print(f"[{number}/{len(todo)}] {size} frames, left out {Path(frames[fold]).name}")
+        followers = [frames[(fold + 1 + i) % len(frames)] for i in range(size)]
+        config = configuration(options, followers, [frames[fold]], NETWORK, options.steps)
+        found = run_once(config, options.runs / f"{size}-{fold}")
+        results.add({"frames": size, "fold": fold, **found})
+        draw(results.rows, options.output.with_suffix(".png"))
+        print(f"    {found['nmae_percent']:.3f} %  {found['seconds']:.0f} s", flush=True)
+    print(table(results.rows))
+
+
+def by_size(rows: list[dict[str, Any]]) -> dict[int, list[float]]:
+    """ε_mae of all folds, by number of training frames."""
+    sizes = sorted({row["frames"] for row in rows})
+    return {size: [row["nmae_percent"] for row in rows if row["frames"] == size] for size in sizes}
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Markdown: mean and range of ε_mae for every number of frames."""
+    lines = [
+        "| training frames | ε_mae / % | smallest | largest | folds |",
+        "|---|---|---|---|---|",
+    ]
+    lines += [
+        f"| {size} | {mean(errors):.3f} | {min(errors):.3f} | {max(errors):.3f} | {len(errors)} |"
+        for size, errors in by_size(rows).items()
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Picture of the table."""
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    curve = by_size(rows)
+    for size, errors in curve.items():
+        axes.plot([size] * len(errors), errors, "k.", markersize=4)
+    axes.plot(list(curve), [mean(errors) for errors in curve.values()], "o-")
+    axes.set(xlabel="training frames", ylabel="ε_mae on the frame left out / %")
+    axes.set_xticks(list(curve))
+    axes.grid(alpha=0.3)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_bytes(path, picture.getvalue())
+
+
+def _options() -> argparse.Namespace:
+    options = parser(__doc__ or "", "learning_curve", steps=3000)
+    options.add_argument(
+        "--sizes", type=int, nargs="+", default=[1, 2, 4, 5], help="numbers of training frames"
+    )
+    found = options.parse_intermixed_args()
+    show_progress()
+    return found
+
+
+if __name__ == "__main__":
+    main()

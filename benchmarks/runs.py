@@ -1,0 +1,187 @@
+"""What the benchmark scripts share: frames, single runs, and results that survive a kill."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from eac_model.checkpoint import load_model
+from eac_model.files import write_bytes
+from eac_model.training import TrainingConfig, train
+from eac_model.training.files import RunFiles, read_metrics
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+RESULTS = REPOSITORY / "benchmarks" / "results"
+
+
+def shared_water() -> str:
+    """Glob of the water frames beside the repository (EAC_SHARED_DATA overrides the folder)."""
+    folder = os.environ.get("EAC_SHARED_DATA", str(REPOSITORY.parent / "shared" / "data"))
+    return str(Path(folder) / "water" / "*.h5")
+
+
+class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Descriptions as they are written, defaults behind the options."""
+
+
+def parser(description: str, name: str, steps: int) -> argparse.ArgumentParser:
+    """The options common to the scripts."""
+    options = argparse.ArgumentParser(description=description, formatter_class=_Help)
+    options.add_argument(
+        "frames", nargs="*", default=[shared_water()], help="density files or globs, one a frame"
+    )
+    options.add_argument("--steps", type=int, default=steps, help="optimisation steps of a run")
+    options.add_argument("--points", type=int, default=500, help="points a step")
+    options.add_argument("--learning-rate", type=float, default=5e-3, help="after the warm-up")
+    options.add_argument("--folds", type=int, default=1, help="runs, each leaving out a frame")
+    options.add_argument("--seed", type=int, default=0, help="of weights and draws")
+    options.add_argument(
+        "--accelerator", choices=["auto", "cpu", "gpu"], default="auto", help="device to train on"
+    )
+    options.add_argument(
+        "--output", type=Path, default=RESULTS / f"{name}.json", help="results; .md beside it"
+    )
+    options.add_argument(
+        "--runs", type=Path, default=REPOSITORY / "runs" / name, help="folder of unfinished runs"
+    )
+    return options
+
+
+def expand(patterns: Sequence[str]) -> list[str]:
+    """Files of the globs, sorted within each."""
+    files: list[str] = []
+    for pattern in patterns:
+        path = Path(pattern).expanduser().absolute()
+        found = sorted(str(p) for p in path.parent.glob(path.name))
+        if not found:
+            raise SystemExit(f"There is no file {pattern!r}. Name the frames, or see --help.")
+        files += found
+    return files
+
+
+def configuration(
+    options: argparse.Namespace,
+    train_files: Sequence[str],
+    validation_files: Sequence[str],
+    network: dict[str, Any],
+    steps: int,
+) -> TrainingConfig:
+    """A run with the budget of the options."""
+    return TrainingConfig.from_mapping(
+        {
+            "data": {
+                "train": tuple(train_files),
+                "validation": tuple(validation_files),
+                "points_per_structure": options.points,
+            },
+            "network": network,
+            "optimisation": {
+                "steps": steps,
+                "learning_rate": options.learning_rate,
+                "warmup_steps": min(100, steps // 5),
+            },
+            "validate_every": steps,
+            "checkpoint_every": max(1, min(100, steps // 4)),
+            "log_every": max(1, min(50, steps // 4)),
+            "seed": options.seed,
+            "accelerator": options.accelerator,
+        }
+    )
+
+
+def run_once(config: TrainingConfig, directory: Path) -> dict[str, Any]:
+    """Train (or go on training) and return the figures of the run; its folder is removed."""
+    model = train(config, directory, resume=True)
+    rows = read_metrics(RunFiles(directory).metrics)
+    network, _ = load_model(model)
+    result = {
+        "nmae_percent": next(
+            row["validation_nmae_percent"]
+            for row in reversed(rows)
+            if row["validation_nmae_percent"] is not None
+        ),
+        "steps": config.optimisation.steps,
+        "seconds": rows[-1]["seconds"],
+        "parameters": sum(p.numel() for p in network.parameters()),
+    }
+    shutil.rmtree(directory)
+    return result
+
+
+def seconds_per_step(config: TrainingConfig) -> float:
+    """Time of a training step, from a short run that is thrown away."""
+    steps, skipped = 30, 10
+    short = config.model_copy(
+        update={
+            "optimisation": config.optimisation.model_copy(
+                update={"steps": steps, "warmup_steps": 0}
+            ),
+            "data": config.data.model_copy(update={"validation": 0}),
+            "validate_every": steps,
+            "log_every": skipped,
+        }
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        train(short, folder)
+        rows = read_metrics(RunFiles(Path(folder)).metrics)
+    first, last = rows[0]["seconds"], rows[-1]["seconds"]
+    assert first is not None
+    assert last is not None
+    return (last - first) / (steps - skipped)
+
+
+def unfinished_steps(directory: Path) -> int | None:
+    """Steps of a run that was killed, None where there is none."""
+    files = RunFiles(directory)
+    if not files.last.exists():
+        return None
+    return TrainingConfig.from_yaml(files.config).optimisation.steps
+
+
+@dataclass
+class Results:
+    """Finished runs in a JSON file, written after every run, with a table for people beside it."""
+
+    path: Path
+    settings: dict[str, Any]
+    table: Callable[[list[dict[str, Any]]], str]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if not self.path.exists():
+            return
+        content = json.loads(self.path.read_text())
+        if content["settings"] != self.settings:
+            raise SystemExit(
+                f"{self.path} holds results of other settings:\n  {content['settings']}\n"
+                f"now they are\n  {self.settings}\nChoose another --output, or delete the file."
+            )
+        self.rows = content["rows"]
+
+    def has(self, **key: Any) -> bool:
+        """Whether the run of this key is finished."""
+        return any(all(row[k] == v for k, v in key.items()) for row in self.rows)
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Keep a finished run."""
+        self.rows.append(row)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"settings": self.settings, "rows": self.rows}, indent=1)
+        write_bytes(self.path, text.encode())
+        write_bytes(self.path.with_suffix(".md"), self.table(self.rows).encode())
+
+
+def show_progress() -> None:
+    """Log validations where there is no progress bar."""
+    import logging
+
+    logging.basicConfig(level=logging.INFO, format="    %(message)s")
+    for noisy in ("lightning", "matplotlib", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)

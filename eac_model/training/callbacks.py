@@ -1,0 +1,239 @@
+"""What happens between steps: averaging, validation, the log, checkpoints, the progress bar."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveraging
+from torch import Tensor
+
+from eac_model.errors import ConfigurationError
+from eac_model.network import EACNet
+from eac_model.training.config import TrainingConfig
+from eac_model.training.files import (
+    Row,
+    RunFiles,
+    append_metrics,
+    draw_learning_curve,
+    read_metrics,
+    write_metrics,
+)
+from eac_model.training.module import TrainingModule, nmae_percents
+
+log = logging.getLogger(__name__)
+
+SaveModel = Callable[[EACNet, dict[str, Any]], None]
+"""Writes the model file, given the averaged network and the summary of its training."""
+
+
+class ExponentialAverage(WeightAveraging):
+    """Exponential moving average of the weights that forgets faster in the first steps.
+
+    Parameters
+    ----------
+    decay
+        Weight of the past, reached after some steps: step n has min(decay, (1 + n)/(10 + n)), so
+        that the average does not remember the random start of a short run.
+    """
+
+    def __init__(self, decay: float) -> None:
+        def update(averaged: list[Tensor], current: list[Tensor], n_averaged: Tensor) -> None:
+            n = float(n_averaged)
+            torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + n) / (10 + n)))
+
+        # Buffers are constants: averaging would only round them.
+        super().__init__(use_buffers=False, multi_avg_fn=torch.no_grad()(update))
+
+    def network(self, module: TrainingModule) -> EACNet:
+        """The averaged network, or the trained one where there is no average (yet)."""
+        if self._average_model is None:
+            return module.network
+        averaged = self._average_model.module
+        assert isinstance(averaged, TrainingModule)
+        return averaged.network
+
+
+class Recorder(Callback):
+    """Log, learning curve, best model and state of the run.
+
+    It must come after the averaging callback. Files of a step are written in the order log,
+    picture, model, state, so that a run killed in between repeats them after resuming.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        files: RunFiles,
+        average: ExponentialAverage | None,
+        save_model: SaveModel,
+        *,
+        validate: bool,
+    ) -> None:
+        self._config = config
+        self._files = files
+        self._average = average
+        self._save_model = save_model
+        self._validate = validate
+        self._rows: list[Row] = []
+        self._best = math.inf
+        self._seconds_before = 0.0
+        self._started = time.monotonic()
+        self.latest: dict[str, float] = {}
+        """Latest ε_mae in percent, for the progress bar."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What resuming needs beside the weights."""
+        return {"best": self._best, "seconds": self._seconds()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore :meth:`state_dict`."""
+        self._best = state_dict["best"]
+        self._seconds_before = state_dict["seconds"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Add the sums that the next row of the log is made of."""
+        assert isinstance(pl_module, TrainingModule)
+        checkpoint["train_sums"] = pl_module.train_sums.cpu()
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Restore :meth:`on_save_checkpoint`."""
+        assert isinstance(pl_module, TrainingModule)
+        pl_module.train_sums = checkpoint["train_sums"]
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the log, or cut it back to the step at which the run resumes."""
+        self._started = time.monotonic()
+        if not trainer.is_global_zero:
+            return
+        kept = read_metrics(self._files.metrics) if trainer.global_step > 0 else []
+        self._rows = [row for row in kept if (row["step"] or 0) <= trainer.global_step]
+        write_metrics(self._files.metrics, self._rows)
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Log and save, unless a validation follows that does so."""
+        assert isinstance(pl_module, TrainingModule)
+        step, config = trainer.global_step, self._config
+        at_end = step >= config.optimisation.steps
+        if at_end:
+            # Lightning validates at the end of a run only if the run was told to stop.
+            trainer.should_stop = True
+        if self._validate and (at_end or step % config.validate_every == 0):
+            return
+        if at_end or step % config.log_every == 0:
+            self._record(trainer, pl_module, {})
+        if at_end or step % config.checkpoint_every == 0:
+            if not self._validate:
+                self._save_averaged(trainer, pl_module, {})
+            self._save_state(trainer, pl_module)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log, draw, keep the model if it is the best so far, save."""
+        assert isinstance(pl_module, TrainingModule)
+        sums = trainer.strategy.reduce(pl_module.validation_sums, reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        total, spin = nmae_percents(sums.cpu())
+        found: dict[str, float] = {"validation_nmae_percent": total}
+        if spin is not None:
+            found["validation_spin_nmae_percent"] = spin
+        self._record(trainer, pl_module, found)
+        if trainer.is_global_zero:
+            draw_learning_curve(self._files.picture, self._rows, self._config.card.name)
+        if total < self._best:
+            self._best = total
+            self._save_averaged(trainer, pl_module, found)
+        self._save_state(trainer, pl_module)
+
+    def _record(self, trainer: pl.Trainer, module: TrainingModule, found: dict[str, float]) -> None:
+        steps, loss, error, reference = module.train_sums[:4].tolist()
+        module.train_sums = torch.zeros_like(module.train_sums)
+        row: dict[str, float | int | None] = {
+            "step": trainer.global_step,
+            "seconds": self._seconds(),
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            **found,
+        }
+        if steps > 0:
+            row["train_loss"] = loss / steps
+            row["train_nmae_percent"] = 100 * error / reference if reference else None
+            if not math.isfinite(loss):
+                raise ConfigurationError(_diverged(trainer.global_step, "loss"))
+        if not all(math.isfinite(value) for value in found.values()):
+            raise ConfigurationError(_diverged(trainer.global_step, "validation error"))
+        self._rows.append(row)
+        shown = {"train_nmae_percent": "train", "validation_nmae_percent": "left out"}
+        for key, name in shown.items():
+            value = row.get(key)
+            if value is not None:
+                self.latest[name] = value
+        if trainer.is_global_zero:
+            append_metrics(self._files.metrics, row)
+            if found:
+                text = ", ".join(f"{name} {value:.3f} %" for name, value in self.latest.items())
+                log.info("step %d: ε_mae %s", trainer.global_step, text)
+
+    def _save_averaged(
+        self, trainer: pl.Trainer, module: TrainingModule, found: dict[str, float]
+    ) -> None:
+        if not trainer.is_global_zero:
+            return
+        network = module.network if self._average is None else self._average.network(module)
+        summary = {"steps": trainer.global_step, "seconds": round(self._seconds(), 1), **found}
+        self._save_model(network, summary)
+
+    def _save_state(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        # Of a state that cannot be continued nothing should be kept, the last good one should.
+        if not torch.isfinite(module.train_sums).all():
+            raise ConfigurationError(_diverged(trainer.global_step, "loss"))
+        trainer.save_checkpoint(self._files.last)
+
+    def _seconds(self) -> float:
+        return self._seconds_before + time.monotonic() - self._started
+
+
+class ErrorBar(TQDMProgressBar):
+    """Progress bar with ε_mae of training and left-out structures."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        super().__init__(refresh_rate=1, leave=True)
+        self._recorder = recorder
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """What is shown behind the bar."""
+        return {f"ε_mae {name}": f"{v:.3f}%" for name, v in self._recorder.latest.items()}
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Show the bar; a resumed run starts in the middle."""
+        super().on_train_start(trainer, pl_module)
+        self.train_progress_bar.reset(trainer.max_steps)
+        self.train_progress_bar.initial = trainer.global_step
+        self.train_progress_bar.n = trainer.global_step
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *_: Any) -> None:
+        """Name the bar; a run is one epoch."""
+        super().on_train_epoch_start(trainer)
+        self.train_progress_bar.set_description("training")
+
+
+def _diverged(step: int, what: str) -> str:
+    return (
+        f"The {what} is no finite number any more at step {step}: the run diverged. Lower "
+        "optimisation.learning_rate, lengthen optimisation.warmup_steps, or clip gradients harder "
+        "(optimisation.gradient_clip), and start again."
+    )

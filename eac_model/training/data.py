@@ -1,0 +1,495 @@
+"""From density files to the batches of training and validation."""
+
+from __future__ import annotations
+
+import glob
+import math
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from ase import Atoms
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+from tqdm import tqdm
+
+from eac_model.data.readers import read_density
+from eac_model.data.sample import DensitySample, Provenance
+from eac_model.data.sampling import SamplingMap, SamplingMixture, draw_points
+from eac_model.data.store import DensityStore
+from eac_model.errors import ConfigurationError, EACError
+from eac_model.graph import AtomGraph, PointPairs
+from eac_model.neighbors import atom_graph, check_structure, point_pairs
+from eac_model.training.config import DataSection, TrainingConfig
+from eac_model.training.draws import left_out, point_generator, structures_of_step
+
+VALIDATION_BLOCK = 4000
+"""Points evaluated at once in validation; bounds its memory."""
+
+
+class Source(Protocol):
+    """One structure and access to its density."""
+
+    atoms: Atoms
+    provenance: Provenance
+    is_grid: bool
+    has_spin: bool
+    n_points: int
+
+    def select(self, indices: NDArray[np.integer]) -> DensitySample:
+        """Density at some of the points (flat C-order indices)."""
+        ...
+
+    def draw(
+        self, count: int, sampling: SamplingMixture, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Flat indices of ``count`` points drawn by a mixture, and their weights."""
+        ...
+
+
+class LoadedSource:
+    """A density held in memory."""
+
+    def __init__(self, sample: DensitySample) -> None:
+        self._sample = sample
+        self._map: SamplingMap | None = None
+        self.atoms = sample.atoms
+        self.provenance = sample.provenance
+        self.is_grid = sample.is_grid
+        self.has_spin = sample.spin_density is not None
+        self.n_points = int(sample.density.size)
+
+    def select(self, indices: NDArray[np.integer]) -> DensitySample:
+        """Density at some of the points (flat C-order indices)."""
+        return self._sample.select(indices)
+
+    def draw(
+        self, count: int, sampling: SamplingMixture, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Flat indices of ``count`` points drawn by a mixture, and their weights."""
+        if self._map is None and self.is_grid:
+            self._map = SamplingMap.from_grid(self.atoms, self._sample.density)
+        return draw_points(self._map or self._sample, count, sampling, rng)
+
+
+class StoredSource:
+    """A density in a store; points are read when they are needed."""
+
+    def __init__(self, store: DensityStore, index: int) -> None:
+        self._store, self._index = store, index
+        entry = store.entries[index]
+        empty = self.select(np.empty(0, dtype=np.int64))
+        self.atoms = empty.atoms
+        self.provenance = empty.provenance
+        self.is_grid = len(entry.shape) == 3
+        self.has_spin = entry.spin
+        self.n_points = math.prod(entry.shape)
+
+    def select(self, indices: NDArray[np.integer]) -> DensitySample:
+        """Density at some of the points (flat C-order indices)."""
+        return self._store.read_points(self._index, indices)
+
+    def draw(
+        self, count: int, sampling: SamplingMixture, rng: np.random.Generator
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """Flat indices of ``count`` points drawn by a mixture, and their weights."""
+        source = self._store.sampling_map(self._index) or self._store.read(self._index)
+        return draw_points(source, count, sampling, rng)
+
+
+class Batch:
+    """What a step reads: structures, points, reference densities.
+
+    Not a dataclass on purpose: Lightning takes those apart field by field.
+    """
+
+    def __init__(
+        self,
+        graph: AtomGraph,
+        pairs: PointPairs,
+        density: Tensor,
+        spin_density: Tensor,
+        weights: Tensor,
+        structure: int = -1,
+    ) -> None:
+        self.graph = graph
+        self.pairs = pairs
+        self.density = density
+        """(p,) | ρ, e/Å³."""
+        self.spin_density = spin_density
+        """(p,) | ρ↑ − ρ↓, e/Å³; zeros for spin-paired densities."""
+        self.weights = weights
+        """(p,) | sampling weights; their mean over the points estimates a grid average."""
+        self.structure = structure
+        """Which structure of the validation set, −1 in training."""
+
+    def to(self, device: torch.device | str) -> Batch:
+        """The batch on another device."""
+        return Batch(
+            self.graph.to(device),
+            self.pairs.to(device),
+            self.density.to(device),
+            self.spin_density.to(device),
+            self.weights.to(device),
+            self.structure,
+        )
+
+
+class BatchBuilder:
+    """Makes batches; keeps atom graphs, and the pairs of sampled structures while memory allows.
+
+    Parameters
+    ----------
+    sources
+        Structures with their densities.
+    atom_cutoff, point_cutoff
+        Reach of atom–atom and atom–point pairs, Å.
+    dtype
+        Of all floating point tensors.
+    cache_bytes
+        Memory for atom–point pairs. What does not fit is recomputed at every use.
+    """
+
+    def __init__(
+        self,
+        sources: Sequence[Source],
+        atom_cutoff: float,
+        point_cutoff: float,
+        dtype: torch.dtype,
+        cache_bytes: int,
+    ) -> None:
+        self.sources = sources
+        self._atom_cutoff = atom_cutoff
+        self._point_cutoff = point_cutoff
+        self._dtype = dtype
+        self._free_bytes = cache_bytes
+        self._graphs: dict[int, AtomGraph] = {}
+        self._pairs: dict[int, PointPairs] = {}
+
+    def at_points(
+        self,
+        index: int,
+        chosen: NDArray[np.int64] | None = None,
+        weights: NDArray[np.float64] | None = None,
+    ) -> Batch:
+        """Structure ``index`` at some of its points (flat indices) or, None, at all of them."""
+        source = self.sources[index]
+        sample = source.select(np.arange(source.n_points) if chosen is None else chosen)
+        assert sample.points is not None
+        pairs = None if source.is_grid else self._all_pairs(index)
+        if pairs is None:
+            pairs = self._find_pairs(source.atoms, sample.points)
+        elif chosen is not None:
+            pairs = select_points(pairs, chosen)
+        if index not in self._graphs:
+            self._graphs[index] = atom_graph(source.atoms, self._atom_cutoff, self._dtype)
+        density = self._tensor(sample.density)
+        spin = sample.spin_density
+        return Batch(
+            graph=self._graphs[index],
+            pairs=pairs,
+            density=density,
+            spin_density=torch.zeros_like(density) if spin is None else self._tensor(spin),
+            weights=torch.ones_like(density) if weights is None else self._tensor(weights),
+            structure=index,
+        )
+
+    def drawn(
+        self, index: int, count: int | None, sampling: SamplingMixture, rng: np.random.Generator
+    ) -> Batch:
+        """Structure ``index`` at ``count`` points drawn from it; None takes all points."""
+        source = self.sources[index]
+        if count is None or (not source.is_grid and count >= source.n_points):
+            return self.at_points(index)
+        return self.at_points(index, *source.draw(count, sampling, rng))
+
+    def _tensor(self, values: NDArray) -> Tensor:
+        return torch.as_tensor(np.ascontiguousarray(values), dtype=self._dtype)
+
+    def _find_pairs(self, atoms: Atoms, points: NDArray[np.floating]) -> PointPairs:
+        return point_pairs(atoms, points, self._point_cutoff, self._dtype)
+
+    def _all_pairs(self, index: int) -> PointPairs | None:
+        """Pairs of all points of a sampled structure, None once the cache is full."""
+        if index not in self._pairs and self._free_bytes > 0:
+            source = self.sources[index]
+            points = source.select(np.arange(source.n_points)).points
+            assert points is not None
+            pairs = self._find_pairs(source.atoms, points)
+            size = sum(t.nbytes for t in (pairs.vectors, pairs.mask, pairs.point, pairs.atom))
+            # Structures come in random order again and again: throwing old ones out gains nothing.
+            self._free_bytes -= size
+            self._pairs[index] = pairs
+        return self._pairs.get(index)
+
+
+def select_points(pairs: PointPairs, chosen: NDArray[np.int64]) -> PointPairs:
+    """The pairs of some of the points, which are renumbered in the order chosen (on the CPU)."""
+    vectors, mask, point = pairs.vectors.numpy(), pairs.mask.numpy(), pairs.point.numpy()
+    renumbered = np.full(pairs.n_points, -1)
+    renumbered[chosen] = np.arange(len(chosen))
+    new_point = renumbered[point]
+    row, column = np.nonzero(mask & (new_point >= 0))
+    counts = np.bincount(row, minlength=len(mask))
+    target = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
+    shape = (len(mask), max(1, int(counts.max(initial=0))))
+    new_vectors = np.ones((*shape, 3), vectors.dtype)
+    new_mask = np.zeros(shape, bool)
+    new_index = np.zeros(shape, np.int64)
+    new_vectors[row, target] = vectors[row, column]
+    new_mask[row, target] = True
+    new_index[row, target] = new_point[row, column]
+    return PointPairs(
+        atom=pairs.atom,
+        vectors=torch.from_numpy(new_vectors),
+        mask=torch.from_numpy(new_mask),
+        point=torch.from_numpy(new_index),
+        n_points=len(chosen),
+    )
+
+
+def concatenate(batches: Sequence[Batch]) -> Batch:
+    """Several structures in one batch."""
+    if len(batches) == 1:
+        return batches[0]
+    return Batch(
+        graph=AtomGraph.concatenate([b.graph for b in batches]),
+        pairs=PointPairs.concatenate(
+            [b.pairs for b in batches],
+            [b.graph.n_atoms for b in batches],
+            [b.pairs.n_points for b in batches],
+        ),
+        density=torch.cat([b.density for b in batches]),
+        spin_density=torch.cat([b.spin_density for b in batches]),
+        weights=torch.cat([b.weights for b in batches]),
+    )
+
+
+class TrainingBatches(Dataset[Batch]):
+    """The batch of every step: item n is a pure function of the seed, n and the rank."""
+
+    def __init__(
+        self, builder: BatchBuilder, config: TrainingConfig, rank: int, world_size: int
+    ) -> None:
+        self._builder = builder
+        self._config = config
+        self._rank = rank
+        self._world_size = world_size
+
+    def __getitem__(self, step: int) -> Batch:
+        data, seed = self._config.data, self._config.seed
+        rng = point_generator(seed, step, self._rank)
+        structures = structures_of_step(
+            seed,
+            step,
+            len(self._builder.sources),
+            data.structures_per_batch,
+            self._rank,
+            self._world_size,
+        )
+        return concatenate(
+            [
+                self._builder.drawn(index, data.points_per_structure, data.sampling, rng)
+                for index in structures
+            ]
+        )
+
+
+class ValidationBatches(Dataset[Batch]):
+    """Blocks of all left-out structures, the same at every validation."""
+
+    def __init__(self, builder: BatchBuilder, points: int | None, seed: int) -> None:
+        self._builder = builder
+        self._blocks: list[tuple[int, NDArray[np.int64] | None]] = []
+        for index, source in enumerate(builder.sources):
+            if not source.is_grid and source.n_points <= VALIDATION_BLOCK:
+                self._blocks.append((index, None))
+                continue
+            chosen = np.arange(source.n_points)
+            if source.is_grid and points is not None and points < source.n_points:
+                rng = point_generator(seed, index)
+                chosen = np.sort(rng.choice(source.n_points, points, replace=False))
+            n_blocks = -(-len(chosen) // VALIDATION_BLOCK)
+            self._blocks += [(index, block) for block in np.array_split(chosen, n_blocks)]
+
+    def __len__(self) -> int:
+        return len(self._blocks)
+
+    def __getitem__(self, item: int) -> Batch:
+        return self._builder.at_points(*self._blocks[item])
+
+
+class _StepsFrom(Sampler[int]):
+    """Steps from the one a run resumes at; as long as the whole run, as Lightning counts."""
+
+    def __init__(self, first: int, steps: int) -> None:
+        self._first, self._steps = first, steps
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(range(self._first, self._steps))
+
+    def __len__(self) -> int:
+        return self._steps
+
+
+class DensityData(pl.LightningDataModule):
+    """Batches of every process of a run.
+
+    Parameters
+    ----------
+    config
+        Training run.
+    train, validation
+        Structures to learn from, and left-out ones.
+    atom_cutoff, point_cutoff
+        Of the network, Å.
+    first_step
+        Step the run starts or resumes at.
+    """
+
+    def __init__(
+        self,
+        config: TrainingConfig,
+        train: Sequence[Source],
+        validation: Sequence[Source],
+        atom_cutoff: float,
+        point_cutoff: float,
+        first_step: int = 0,
+    ) -> None:
+        super().__init__()
+        self._config = config
+        self._first_step = first_step
+        dtype = torch.float64 if config.precision == "64" else torch.float32
+        total = max(1, len(train) + len(validation))
+        share = config.data.cache_megabytes * 1_000_000 // total
+        self._train = BatchBuilder(train, atom_cutoff, point_cutoff, dtype, share * len(train))
+        self._validation = BatchBuilder(
+            validation, atom_cutoff, point_cutoff, dtype, share * len(validation)
+        )
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """One batch for every step that is left."""
+        assert self.trainer is not None
+        dataset = TrainingBatches(
+            self._train, self._config, self.trainer.global_rank, self.trainer.world_size
+        )
+        steps = _StepsFrom(self._first_step, self._config.optimisation.steps)
+        return self._loader(dataset, steps)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """Blocks of the left-out structures, shared out among the processes."""
+        assert self.trainer is not None
+        dataset = ValidationBatches(
+            self._validation, self._config.data.validation_points, self._config.seed
+        )
+        return self._loader(
+            dataset, range(self.trainer.global_rank, len(dataset), self.trainer.world_size)
+        )
+
+    def _loader(
+        self, dataset: Dataset[Batch], order: Sampler[int] | Sequence[int]
+    ) -> DataLoader[Batch]:
+        workers = self._config.data.workers
+        return DataLoader(
+            dataset,
+            batch_size=None,
+            sampler=order,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
+
+
+def load_sources(config: TrainingConfig) -> tuple[list[Source], list[Source]]:
+    """Structures to train on and structures left out.
+
+    Raises
+    ------
+    ConfigurationError
+        A pattern matches no file, nothing is left to train on, or full grids are to be used with
+        all points at once.
+    DensityFileError, StructureError
+        A file cannot be used; the message names it.
+    """
+    data = config.data
+    train_files = _expand(data.train, "data.train")
+    validation_files: list[Path] = []
+    if isinstance(data.validation, tuple):
+        validation_files = _expand(data.validation, "data.validation")
+        train_files = [file for file in train_files if file not in validation_files]
+    train, validation = _read_all(train_files), _read_all(validation_files)
+    if isinstance(data.validation, int | float) and data.validation > 0:
+        share = data.validation
+        count = share if isinstance(share, int) else max(1, round(share * len(train)))
+        if count < len(train):
+            out = left_out(config.seed, len(train), count)
+            validation = [train[index] for index in out]
+            train = [source for index, source in enumerate(train) if index not in out]
+        else:
+            raise ConfigurationError(
+                f"data.validation: {count} of {len(train)} structures cannot be left out; "
+                "nothing would remain to train on."
+            )
+    if not train:
+        raise ConfigurationError("data.train: no structure is left to train on.")
+    if data.points_per_structure is None and any(source.is_grid for source in train):
+        raise ConfigurationError(
+            "data.points_per_structure: full grids need a number of points per step."
+        )
+    if not data.sampling.is_uniform and not all(source.is_grid for source in train):
+        raise ConfigurationError(
+            "data.sampling: sampled files can be drawn from uniformly only; the other strategies "
+            "need full grids."
+        )
+    if config.network.spin and not any(source.has_spin for source in train):
+        raise ConfigurationError(
+            "network.spin: none of the training data has a spin density to learn from."
+        )
+    return train, validation
+
+
+def superposition_samples(
+    train: Sequence[Source], data: DataSection, seed: int
+) -> Iterator[DensitySample]:
+    """Point samples of up to 64 structures, for the fit of free-atom densities."""
+    chosen = left_out(seed, len(train), min(64, len(train)))
+    for index in chosen:
+        source = train[index]
+        if source.n_points <= 5000:
+            yield source.select(np.arange(source.n_points))
+        else:
+            rng = point_generator(seed, index)
+            yield source.select(np.sort(rng.choice(source.n_points, 5000, replace=False)))
+
+
+def _expand(patterns: Sequence[str], key: str) -> list[Path]:
+    files: dict[Path, None] = {}
+    for pattern in patterns:
+        matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+        if not matches:
+            raise ConfigurationError(f"{key}: there is no file {pattern!r}.")
+        files.update(dict.fromkeys(Path(match).resolve() for match in matches))
+    return list(files)
+
+
+def _read_all(files: Sequence[Path]) -> list[Source]:
+    sources: list[Source] = []
+    for file in tqdm(files, desc="reading", unit="file", leave=False, disable=None):
+        for source in _open(file):
+            try:
+                check_structure(source.atoms)
+            except EACError as error:
+                raise type(error)(f"{file}: {error}") from error
+            sources.append(source)
+    return sources
+
+
+def _open(path: Path) -> list[Source]:
+    if not path.is_dir():
+        return [LoadedSource(read_density(path))]
+    store = DensityStore.open(path)
+    indices = tqdm(range(len(store)), desc=path.name, leave=False, disable=None)
+    return [StoredSource(store, index) for index in indices]

@@ -1,0 +1,139 @@
+"""The network as Lightning trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from eac_model.errors import ConfigurationError
+from eac_model.network import EACNet
+from eac_model.training.config import OptimisationSection, TrainingConfig
+from eac_model.training.data import Batch
+from eac_model.training.losses import absolute_sums, density_loss
+from eac_model.training.schedule import learning_rate
+
+
+class TrainingModule(pl.LightningModule):
+    """Steps of training and validation.
+
+    Parameters
+    ----------
+    network
+        Network to train.
+    config
+        Training run.
+    n_validation
+        Number of left-out structures.
+    fingerprints
+        Of the training and the left-out structures; kept in checkpoints.
+    """
+
+    def __init__(
+        self,
+        network: EACNet,
+        config: TrainingConfig,
+        n_validation: int,
+        fingerprints: Sequence[str] = (),
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.training_config = config
+        self._fingerprints = list(fingerprints)
+        self._n_sums = 4 if network.config.spin else 2
+        self.train_sums = torch.zeros(2 + self._n_sums, dtype=torch.float64)
+        """Steps, Σ loss and :func:`absolute_sums` since the last row of the log."""
+        self.validation_sums = torch.zeros(n_validation, self._n_sums, dtype=torch.float64)
+        """:func:`absolute_sums` of every left-out structure, in the validation under way."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> TrainingModule:
+        # Averaging pairs the weights of the module and of its copy by their order. e3nn's generated
+        # modules come back from a copy with other buffers than they went in: build anew instead.
+        network = EACNet(self.network.config).to(self.network.device, self.network.dtype)
+        network.load_state_dict(self.network.state_dict())
+        network.train(self.network.training)
+        return TrainingModule(
+            network, self.training_config, len(self.validation_sums), self._fingerprints
+        )
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of one batch."""
+        prediction = self.network(batch.graph, batch.pairs)
+        loss = density_loss(self.training_config.loss, prediction, batch)
+        with torch.no_grad():
+            one = torch.ones(1, dtype=torch.float64, device=loss.device)
+            now = torch.cat([one, loss.reshape(1).double(), absolute_sums(prediction, batch)])
+            # Stays on the device: reading a value at every step would stall a GPU.
+            self.train_sums = self.train_sums.to(now.device) + now
+        return loss
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last validation."""
+        self.validation_sums = torch.zeros_like(self.validation_sums, device=self.device)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Add one block of a left-out structure."""
+        prediction = self.network(batch.graph, batch.pairs)
+        self.validation_sums[batch.structure] += absolute_sums(prediction, batch)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what a resumed run is compared with."""
+        checkpoint["training_config"] = self.training_config.model_dump(mode="json")
+        checkpoint["fingerprints"] = self._fingerprints
+
+    def configure_optimizers(self) -> Any:
+        """The optimiser, and a scheduler that sets the learning rate of every step."""
+        optimisation = self.training_config.optimisation
+        optimizer = make_optimizer(optimisation, list(self.network.parameters()))
+        base = optimisation.learning_rate
+        scheduler = LambdaLR(optimizer, lambda step: learning_rate(optimisation, step) / base)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+
+def make_optimizer(config: OptimisationSection, parameters: list[torch.nn.Parameter]) -> Optimizer:
+    """The optimiser of a configuration.
+
+    Raises
+    ------
+    ConfigurationError
+        ``lamb`` without the package that holds it.
+    """
+    rate, decay = config.learning_rate, config.weight_decay
+    if config.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=rate, weight_decay=decay)
+    if config.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
+    try:
+        from pytorch_optimizer import Lamb
+    except ImportError as error:
+        raise ConfigurationError(
+            "optimisation.optimizer: lamb needs the package pytorch-optimizer; "
+            "install it with `pip install 'eac-density[lamb]'`, or take adamw."
+        ) from error
+    return Lamb(parameters, lr=rate, weight_decay=decay)
+
+
+def nmae_percents(sums: Tensor) -> tuple[float, float | None]:
+    """ε_mae of density and spin density (None without) from rows of sums, mean over the rows.
+
+    Parameters
+    ----------
+    sums
+        (structures, 2 or 4), see :func:`~eac_model.training.losses.absolute_sums`. Structures
+        without spin density do not enter the mean of the spin.
+    """
+    total = float((sums[:, 0] / sums[:, 1]).mean())
+    if sums.shape[1] == 2:
+        return 100 * total, None
+    polarised = sums[sums[:, 3] > 0]
+    if len(polarised) == 0:
+        return 100 * total, None
+    return 100 * total, 100 * float((polarised[:, 2] / polarised[:, 3]).mean())

@@ -1,0 +1,295 @@
+"""Training from a configuration to a model file."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from ase.data import chemical_symbols
+from lightning.pytorch.utilities import rank_zero_only
+
+from eac_model.checkpoint import ModelCard, load_model, save_model
+from eac_model.errors import ConfigurationError
+from eac_model.files import write_bytes
+from eac_model.network import EACNet, NetworkConfig
+from eac_model.registry import find_model
+from eac_model.training.callbacks import ErrorBar, ExponentialAverage, Recorder
+from eac_model.training.config import TrainingConfig
+from eac_model.training.data import DensityData, Source, load_sources, superposition_samples
+from eac_model.training.files import AtomicCheckpointIO, RunFiles, load_state
+from eac_model.training.module import TrainingModule
+from eac_model.training.provenance import join_provenance
+
+log = logging.getLogger(__name__)
+
+FREE_TO_CHANGE = (
+    "card",
+    "accelerator",
+    "checkpoint_every",
+    "data.workers",
+    "data.cache_megabytes",
+)
+"""Keys a resumed run may change: they do not decide the weights."""
+
+
+def train(config: TrainingConfig, directory: str | Path, *, resume: bool = False) -> Path:
+    """Train a network.
+
+    Parameters
+    ----------
+    config
+        What to do; :meth:`TrainingConfig.from_yaml` reads it.
+    directory
+        Where the files of the run go: ``config.yaml``, ``metrics.csv``, ``learning_curve.png``,
+        ``model.safetensors`` (the averaged weights of the best validation so far, or, without
+        validation, of the last checkpoint) and ``checkpoints/last.ckpt``.
+    resume
+        Go on from the last checkpoint in ``directory``, as if the run had never stopped; without
+        one the run starts from the beginning.
+
+    Returns
+    -------
+    Path
+        The model file.
+
+    Raises
+    ------
+    ConfigurationError
+        The configuration contradicts itself, the data or the run to resume; the directory already
+        holds a run and ``resume`` is not set; a file cannot be written; or the run diverged.
+    """
+    files = RunFiles(Path(directory).absolute())
+    try:
+        # The caller's random numbers stay what they were.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            return _train(config, files, resume=resume)
+    except OSError as error:
+        raise ConfigurationError(
+            f"The run in {directory} stopped because a file could not be read or written: {error}. "
+            "Make room or choose another directory; what was saved before is intact, and --resume "
+            "goes on from there."
+        ) from error
+
+
+def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
+    state: dict[str, Any] | None = None
+    if files.last.exists():
+        # Other ranks arrive here after the first one may have written its first checkpoint.
+        if not resume and _is_first_process():
+            raise ConfigurationError(
+                f"{files.directory} already holds a run. Resume it (--resume), or choose another "
+                "directory."
+            )
+        if resume:
+            state = load_state(files.last)
+    train_sources, validation_sources = load_sources(config)
+    card = _card(config, train_sources)
+    network, config = _network(config, train_sources, validation_sources)
+    prints = [_fingerprint(train_sources), _fingerprint(validation_sources)]
+    if state is not None:
+        _check_same_run(config, prints, state)
+    elif network.superposition is not None and config.initialize_from is None:
+        error = network.fit_superposition(
+            superposition_samples(train_sources, config.data, config.seed)
+        )
+        log.info("superposed free atoms: ε_mae %.2f %%", error)
+    if _is_first_process():
+        files.directory.mkdir(parents=True, exist_ok=True)
+        write_bytes(files.config, config.to_yaml().encode())
+    facts = {
+        "structures": len(train_sources),
+        "validation_structures": len(validation_sources),
+        "points": sum(source.n_points for source in train_sources),
+    }
+
+    def save(averaged: EACNet, summary: dict[str, Any]) -> None:
+        save_model(averaged, ModelCard(**card, training={**facts, **summary}), files.model)
+
+    if state is None or state["global_step"] < config.optimisation.steps:
+        _fit(config, files, network, train_sources, validation_sources, prints, state, save)
+    return files.model
+
+
+def _fit(
+    config: TrainingConfig,
+    files: RunFiles,
+    network: EACNet,
+    train_sources: Sequence[Source],
+    validation_sources: Sequence[Source],
+    prints: list[str],
+    state: dict[str, Any] | None,
+    save: Any,
+) -> None:
+    module = TrainingModule(network, config, len(validation_sources), prints)
+    decay = config.optimisation.ema_decay
+    average = None if decay is None else ExponentialAverage(decay)
+    recorder = Recorder(config, files, average, save, validate=bool(validation_sources))
+    callbacks: list[pl.Callback] = [recorder] if average is None else [average, recorder]
+    bar = sys.stdout.isatty()
+    if bar:
+        callbacks.append(ErrorBar(recorder))
+    data = DensityData(
+        config,
+        train_sources,
+        validation_sources,
+        network.config.atom_cutoff,
+        network.config.point_cutoff,
+        first_step=0 if state is None else state["global_step"],
+    )
+    with _quiet():
+        trainer = pl.Trainer(
+            accelerator=config.accelerator,
+            devices=config.devices,
+            precision=config.precision,
+            max_steps=config.optimisation.steps,
+            max_epochs=-1,
+            gradient_clip_val=config.optimisation.gradient_clip,
+            val_check_interval=config.validate_every,
+            check_val_every_n_epoch=None,
+            limit_val_batches=None if validation_sources else 0,
+            num_sanity_val_steps=0,
+            use_distributed_sampler=False,
+            plugins=[AtomicCheckpointIO()],
+            callbacks=callbacks,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=bar,
+            enable_model_summary=False,
+            default_root_dir=files.directory,
+        )
+        trainer.fit(
+            module,
+            datamodule=data,
+            ckpt_path=None if state is None else str(files.last),
+            weights_only=True,
+        )
+
+
+def _network(
+    config: TrainingConfig, train: Sequence[Source], validation: Sequence[Source]
+) -> tuple[EACNet, TrainingConfig]:
+    """The network to start from, and the configuration with its network written out."""
+    present = sorted({int(z) for s in [*train, *validation] for z in s.atoms.numbers})
+    if config.initialize_from is None:
+        elements = config.network.elements or tuple(present)
+        _check_elements(present, elements, "network.elements")
+        shape = NetworkConfig(**{**config.network.model_dump(), "elements": elements})
+        network = EACNet(shape)
+    else:
+        network, _ = load_model(find_model(config.initialize_from))
+        found = network.config.model_dump()
+        for key in sorted(config.network.model_fields_set):
+            wanted = config.network.model_dump()[key]
+            if wanted != found[key] and not (key == "elements" and not wanted):
+                raise ConfigurationError(
+                    f"network.{key}: {wanted!r} was asked for, but the model that the run starts "
+                    f"from ({config.initialize_from}) has {found[key]!r}. Leave the key out."
+                )
+        _check_elements(present, network.config.elements, "initialize_from")
+    if config.precision == "64":
+        network = network.double()
+    section = type(config.network)(**network.config.model_dump())
+    return network.train(), config.model_copy(update={"network": section})
+
+
+def _check_elements(present: Sequence[int], known: Sequence[int], key: str) -> None:
+    missing = [chemical_symbols[z] for z in present if z not in known]
+    if missing:
+        raise ConfigurationError(
+            f"{key}: the data hold {', '.join(missing)}, the network knows only "
+            f"{', '.join(chemical_symbols[z] for z in known)}."
+        )
+
+
+def _card(config: TrainingConfig, train: Sequence[Source]) -> dict[str, Any]:
+    """Fields of the model card that are known before training."""
+    texts = config.card
+    symbols = sorted({symbol for source in train for symbol in source.atoms.symbols})
+    strange = sorted(set(texts.valence_electrons) - set(chemical_symbols))
+    if strange:
+        raise ConfigurationError(f"card.valence_electrons: {strange[0]!r} is no element symbol.")
+    return {
+        "name": texts.name,
+        "summary": texts.summary,
+        "elements": tuple(symbols),
+        "provenance": join_provenance(train, texts.provenance),
+        "valence_electrons": dict(texts.valence_electrons),
+        "licence": texts.licence,
+        "citation": texts.citation,
+    }
+
+
+def _fingerprint(sources: Sequence[Source]) -> str:
+    """Tells apart lists of structures; the densities themselves are not read."""
+    digest = hashlib.sha256()
+    for source in sources:
+        digest.update(np.ascontiguousarray(source.atoms.numbers, dtype=np.int64).tobytes())
+        digest.update(np.ascontiguousarray(source.atoms.positions).tobytes())
+        digest.update(np.ascontiguousarray(source.atoms.cell).tobytes())
+        digest.update(f"{source.n_points} {source.is_grid};".encode())
+    return digest.hexdigest()
+
+
+def _check_same_run(config: TrainingConfig, prints: list[str], state: dict[str, Any]) -> None:
+    before = _flat(state["training_config"])
+    now = _flat(config.model_dump(mode="json"))
+    for key in sorted(before.keys() | now.keys()):
+        old, new = before.get(key), now.get(key)
+        if old != new and not any(f"{key}.".startswith(f"{free}.") for free in FREE_TO_CHANGE):
+            raise ConfigurationError(
+                f"{key}: the run to resume was started with {old!r}, the configuration says "
+                f"{new!r}. Restore it, or start a new run in another directory."
+            )
+    for key, old, new in zip(
+        ("data.train", "data.validation"), state["fingerprints"], prints, strict=True
+    ):
+        if old != new:
+            raise ConfigurationError(
+                f"{key}: the files hold other structures than when the run to resume was started. "
+                "Restore them, or start a new run in another directory."
+            )
+
+
+def _is_first_process() -> bool:
+    return int(getattr(rank_zero_only, "rank", 0)) == 0
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{name}.")
+        else:
+            flat[name] = value
+    return flat
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Lightning's remarks on hardware and on choices made here on purpose to itself."""
+    logger = logging.getLogger("lightning.pytorch")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    with warnings.catch_warnings():
+        for message in (
+            ".*does not have many workers.*",
+            ".*ended before the epoch ended and your dataloader is.*",
+            ".*Checkpoint directory.*",
+            ".*LeafSpec.*",
+        ):
+            warnings.filterwarnings("ignore", message)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)

@@ -1,0 +1,162 @@
+import numpy as np
+import pytest
+import torch
+
+from eac_model.data.sample import DensitySample
+from eac_model.data.sampling import SamplingMixture
+from eac_model.errors import ConfigurationError, DensityFileError
+from eac_model.neighbors import point_pairs
+from eac_model.training.data import (
+    BatchBuilder,
+    LoadedSource,
+    TrainingBatches,
+    ValidationBatches,
+    concatenate,
+    load_sources,
+    select_points,
+)
+
+from .synthetic import config, gaussian_density, grid, scattered, store_of
+
+
+def builder(sources, cache=10**8):
+    return BatchBuilder(sources, 2.0, 2.5, torch.float64, cache)
+
+
+def pairs_of(pairs):
+    rows = pairs.mask.nonzero(as_tuple=True)
+    found = zip(
+        pairs.atom[rows[0]].tolist(),
+        pairs.point[rows].tolist(),
+        pairs.vectors[rows].round(decimals=9).tolist(),
+        strict=True,
+    )
+    return sorted((a, p, tuple(v)) for a, p, v in found)
+
+
+def test_selected_pairs_are_those_of_the_selected_points():
+    sample = scattered(0)
+    chosen = np.array([7, 3, 99, 50])
+    everything = point_pairs(sample.atoms, sample.points, 2.5, torch.float64)
+    fresh = point_pairs(sample.atoms, sample.points[chosen], 2.5, torch.float64)
+    assert len(pairs_of(fresh)) > 4
+    assert pairs_of(select_points(everything, chosen)) == pairs_of(fresh)
+
+
+def test_a_full_cache_changes_nothing_but_time():
+    sources = [LoadedSource(scattered(seed)) for seed in range(2)]
+    for index in range(2):
+        draws = [
+            builder(sources, cache).drawn(index, 30, SamplingMixture(), np.random.default_rng(5))
+            for cache in (0, 10**8)
+        ]
+        assert torch.equal(draws[0].density, draws[1].density)
+        assert pairs_of(draws[0].pairs) == pairs_of(draws[1].pairs)
+
+
+def test_densities_belong_to_their_points_from_memory_and_from_a_store(tmp_path):
+    stored = store_of(tmp_path / "s.store", [grid(0), scattered(1)])
+    from_store, _ = load_sources(config(stored, data={"validation": 0}))
+    for source in [*from_store, LoadedSource(grid(0)), LoadedSource(scattered(1))]:
+        indices, weights = source.draw(40, SamplingMixture(), np.random.default_rng(0))
+        sample = source.select(indices)
+        expected = gaussian_density(source.atoms, sample.points)
+        np.testing.assert_allclose(sample.density, expected, rtol=1e-5)
+        assert len(weights) == 40
+
+
+def test_weights_undo_importance_sampling():
+    source = LoadedSource(grid(0, (16, 16, 16)))
+    mixture = SamplingMixture(uniform=0.2, density=1, core=1, gradient=1)
+    exact = source.select(np.arange(source.n_points)).density.mean()
+    batches = [
+        builder([source]).drawn(0, 400, mixture, np.random.default_rng(seed)) for seed in range(20)
+    ]
+    estimates = [(b.weights * b.density).mean().item() for b in batches]
+    assert np.mean(estimates) == pytest.approx(exact, rel=0.03)
+    assert batches[0].density.mean() > 2 * exact
+
+
+def test_batches_of_several_structures_keep_them_apart(frames):
+    run = config(frames, data={"structures_per_batch": 3, "validation": 0})
+    sources, _ = load_sources(run)
+    make = builder(sources)
+    batch = TrainingBatches(make, run, 0, 1)[4]
+    assert batch.graph.n_atoms == 9
+    assert batch.pairs.n_points == len(batch.density) == 150
+    last = batch.pairs.atom >= 6
+    assert batch.pairs.point[last][batch.pairs.mask[last]].min() >= 100
+    one = concatenate([make.at_points(0)])
+    assert len(one.density) == 120
+
+
+def test_a_step_draws_the_same_batch_again_and_another_rank_another(frames):
+    run = config(frames, data={"validation": 0})
+    sources, _ = load_sources(run)
+    first, again = (TrainingBatches(builder(sources), run, 0, 2)[3] for _ in range(2))
+    other = TrainingBatches(builder(sources), run, 1, 2)[3]
+    assert torch.equal(first.density, again.density)
+    assert not torch.equal(first.density, other.density)
+
+
+def test_validation_covers_all_points_or_a_fixed_part_of_a_grid():
+    sources = [LoadedSource(grid(0, (18, 18, 18))), LoadedSource(scattered(1))]
+    whole = ValidationBatches(builder(sources), None, seed=0)
+    points = [len(whole[i].density) for i in range(len(whole))]
+    assert sum(points) == 18**3 + 120
+    assert max(points) <= 4000
+    part = [ValidationBatches(builder(sources), 500, seed=0) for _ in range(2)]
+    assert [len(part[0][i].density) for i in range(2)] == [500, 120]
+    assert torch.equal(part[0][0].density, part[1][0].density)
+
+
+def test_validation_files_are_taken_out_of_the_training_files(tmp_path):
+    for seed in range(3):
+        store_of(tmp_path / f"{seed}.store", [scattered(seed)])
+    run = config(tmp_path / "*.store", data={"validation": str(tmp_path / "1.store")})
+    train, validation = load_sources(run)
+    assert [len(train), len(validation)] == [2, 1]
+    np.testing.assert_allclose(validation[0].atoms.positions, scattered(1).atoms.positions)
+
+
+@pytest.mark.parametrize(("share", "count"), [(0, 0), (2, 2), (0.25, 1), (0.01, 1)])
+def test_a_number_or_a_fraction_of_structures_is_left_out(frames, share, count):
+    train, validation = load_sources(config(frames, data={"validation": share}))
+    assert [len(train), len(validation)] == [4 - count, count]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"data": {"train": "/nowhere/*.h5"}}, r"data\.train: there is no file '/nowhere/\*\.h5'"),
+        ({"data": {"validation": "/nowhere.h5"}}, r"data\.validation: there is no file"),
+        ({"data": {"validation": 4}}, r"data\.validation: 4 of 4 structures cannot be left out"),
+        ({"data": {"sampling": {"core": 1}}}, r"data\.sampling: sampled files"),
+        ({"network": {"spin": True}}, r"network\.spin: none of the training data"),
+    ],
+)
+def test_data_that_do_not_fit_the_configuration_are_refused(frames, changes, message):
+    with pytest.raises(ConfigurationError, match=message):
+        load_sources(config(frames, **changes))
+
+
+def test_grids_need_a_number_of_points(tmp_path):
+    stored = store_of(tmp_path / "s.store", [grid(0)])
+    run = config(stored, data={"validation": 0, "points_per_structure": None})
+    with pytest.raises(ConfigurationError, match=r"data\.points_per_structure"):
+        load_sources(run)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    (tmp_path / "bad.cube").write_text("nothing\n")
+    with pytest.raises(DensityFileError, match=r"bad\.cube"):
+        load_sources(config(tmp_path / "bad.cube", data={"validation": 0}))
+
+
+def test_spin_densities_reach_the_batch():
+    sample = scattered(0)
+    spin = DensitySample(
+        sample.atoms, sample.density, points=sample.points, spin_density=0.1 * sample.density
+    )
+    batch = builder([LoadedSource(spin)]).at_points(0)
+    assert torch.allclose(batch.spin_density, 0.1 * batch.density)
