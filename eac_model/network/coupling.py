@@ -108,15 +108,14 @@ class EdgeUpdate(nn.Module):
 
     def _zonal_product(self, features: list[Tensor], weights: Tensor) -> dict[int, Tensor]:
         mid: dict[int, Tensor] = {}
-        start = 0
-        for instruction in self.product.instructions:
+        # Unbinding, unlike slicing, costs the gradient no array of zeros for every path.
+        paths = weights.unflatten(-1, (-1, self.channels)).unbind(-2)
+        for instruction, path in zip(self.product.instructions, paths, strict=True):
             l1, l2 = instruction.i_in1, instruction.i_in2
             l3 = self.product.irreps_out[instruction.i_out].ir.l
             # Y^l in the polar frame has the one component √(2l+1).
             scale = instruction.path_weight * _polar_3j(l1, l2, l3) * (2 * l2 + 1) ** 0.5
-            path = weights[:, start : start + self.channels]
             _accumulate(mid, instruction.i_out, features[l1] * path * scale)
-            start += self.channels
         return mid
 
     def _zonal_gate(self, outputs: list[Tensor]) -> list[Tensor]:
