@@ -1,0 +1,563 @@
+"""EACDensity: the electron density as an ASE calculator."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from ase import Atoms
+from ase.calculators.calculator import (
+    BaseCalculator,
+    CalculatorSetupError,
+    PropertyNotImplementedError,
+)
+from numpy.typing import ArrayLike, NDArray
+from scipy.fft import next_fast_len
+from scipy.spatial import cKDTree
+
+from eac_ase.grid import DensityGrid, Shape
+from eac_ase.progress import progress_bar
+from eac_model.checkpoint import ModelCard, load_model
+from eac_model.engine import (
+    EncodedAtoms,
+    encode,
+    evaluate_grid,
+    evaluate_points,
+    integrate_contributions,
+)
+from eac_model.errors import GridError
+from eac_model.neighbors import check_structure, wrap_points
+from eac_model.network import EACNet
+from eac_model.registry import find_model
+
+SPACING = 0.1
+"""Default distance of grid points, Å. VASP's fine grid at 500 eV is about as dense."""
+
+INTEGRATION_SPACING = 0.15
+"""Distance of the points on which charges, moments and dipoles are summed, Å. In liquid water
+charges are then converged to 1e-3 e (0.2 Å: 7e-3 e, 0.12 Å: 1e-4 e)."""
+
+CLEARANCE = 1.0
+"""A cell vector along an open direction bounds grids if all atoms keep this distance (Å) from its
+two faces; otherwise a box is fitted around the atoms."""
+
+BLOCK_NUMBERS = 2**24
+"""Atomic contributions (points × atoms) held at once."""
+
+
+class EACDensity(BaseCalculator):
+    """Electron densities, charges and moments from a trained network.
+
+    Parameters
+    ----------
+    model
+        Name of a bundled model (``eac models`` lists them), path of a model file, or a network.
+    device
+        ``"cpu"``, ``"cuda"``, …; None takes the GPU if there is one (a network stays where it is).
+    dtype
+        Floating-point type of the evaluation; None keeps that of the model.
+    normalize
+        Scale the density of every structure to its exact number of electrons: the sum of the
+        valence electrons in the model's card, minus ``atoms.info["charge"]`` if it is set. One
+        factor a structure, the same for points, grids, charges and moments; grids of fully
+        periodic structures are scaled once more, so that their own sum is exact.
+
+    Notes
+    -----
+    Descriptors are computed when they are first needed and kept until numbers, positions, cell,
+    pbc or, for spin models, initial magnetic moments change; atoms changed in place are noticed.
+    Methods called without ``atoms`` use the atoms the calculator was last attached to
+    (``atoms.calc = …``), or else those it was last used for.
+
+    The ASE properties ``charges`` (net charges, e), ``dipole`` (e·Å), ``magmoms`` and ``magmom``
+    (μ_B) come from the contributions ρ_i of the atoms, the partition the model has learned. They
+    are summed on a grid with :data:`INTEGRATION_SPACING`. Dipoles are taken about the centre of
+    mass, which matters for charged molecules only.
+
+    Along open directions grids cover the cell if there is one and all atoms are :data:`CLEARANCE`
+    or more inside of it; otherwise a box that ends where the outermost atoms' contributions end
+    (``network.config.point_cutoff``), with ``origin`` at its corner.
+
+    Examples
+    --------
+    >>> from ase.build import molecule
+    >>> atoms = molecule("H2O")
+    >>> atoms.calc = EACDensity("water-scan")                           # doctest: +SKIP
+    >>> atoms.get_charges()                                             # doctest: +SKIP
+    >>> atoms.calc.get_density_grid(spacing=0.08).write("CHGCAR")       # doctest: +SKIP
+    """
+
+    implemented_properties = ["charges", "dipole", "magmom", "magmoms"]  # noqa: RUF012  # as in ASE
+
+    def __init__(
+        self,
+        model: str | Path | EACNet = "water-scan",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        normalize: bool = False,
+    ) -> None:
+        super().__init__()
+        wants_gpu = device is not None and torch.device(device).type == "cuda"
+        if wants_gpu and not torch.cuda.is_available():
+            raise CalculatorSetupError(
+                f"device={str(device)!r}: torch finds no GPU here. Leave the device out, or "
+                "install a torch build for your GPU."
+            )
+        if isinstance(model, EACNet):
+            self.network = model.to(device=device, dtype=dtype).eval()
+            self.card = ModelCard(name="unnamed network")
+        else:
+            if device is None:
+                device = "cuda" if torch.cuda.is_available() else "cpu"
+            self.network, self.card = load_model(find_model(model), device, dtype)
+        self.normalize = normalize
+        self._attached: Atoms | None = None
+        self._encoded: EncodedAtoms | None = None
+        self._integrals: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+
+    # -- ASE's interface -----------------------------------------------------------------------
+
+    def set_atoms(self, atoms: Atoms) -> None:
+        """Remember the atoms this calculator is attached to; ASE calls it."""
+        self._attached = atoms
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What of ``atoms`` that the density depends on changed since the last calculation."""
+        if self.atoms is None:
+            return ["numbers", "positions", "cell", "pbc", "initial_magmoms"]
+        changes = self._changes(self.atoms, atoms)
+        if self.normalize and self.atoms.info.get("charge") != atoms.info.get("charge"):
+            changes.append("charge")
+        return changes
+
+    def get_property(
+        self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
+    ) -> Any:
+        """One of the ``implemented_properties``; calculated if necessary."""
+        return super().get_property(name, self._structure(atoms), allow_calculation)
+
+    def calculate(
+        self, atoms: Atoms, properties: Sequence[str], system_changes: Sequence[str]
+    ) -> None:
+        """Fill ``results`` with every property that means something for these atoms."""
+        reasons = {name: self._why_not(name, atoms) for name in self.implemented_properties}
+        for name in properties:
+            if reasons.get(name):
+                raise PropertyNotImplementedError(reasons[name])
+        populations, dipoles = self._integrate(atoms)
+        results: dict[str, Any] = {}
+        if reasons["charges"] is None:
+            charges = self._valences(atoms) - populations.sum(axis=0)
+            results["charges"] = charges
+            if reasons["dipole"] is None:
+                arms = atoms.positions - atoms.get_center_of_mass()
+                results["dipole"] = charges @ arms - dipoles.sum(axis=(0, 1))
+        if reasons["magmoms"] is None:
+            results["magmoms"] = populations[0] - populations[1]
+            results["magmom"] = float(results["magmoms"].sum())
+        self.results = results
+
+    def todict(self) -> dict[str, Any]:
+        """Name of the model and settings, for ASE's databases and trajectories."""
+        return {"model": self.card.name, "normalize": self.normalize}
+
+    # -- densities -----------------------------------------------------------------------------
+
+    def evaluate(
+        self, points: ArrayLike, atoms: Atoms | None = None, contributions: bool = False
+    ) -> NDArray[np.floating]:
+        """Total density at any points.
+
+        Parameters
+        ----------
+        points
+            Cartesian positions, Å, shape (n, 3) or (…, 3); periodic directions wrap.
+        contributions
+            Return the contribution of every atom, all its periodic images together.
+
+        Returns
+        -------
+        numpy.ndarray
+            e/Å³, shape (n,), or (n, n_atoms) for ``contributions``. Exactly 0 where no atom is
+            within the model's cutoff.
+        """
+        return self._at(points, atoms, contributions).sum(axis=0)
+
+    def get_density_grid(
+        self,
+        atoms: Atoms | None = None,
+        shape: Shape | None = None,
+        spacing: float | None = None,
+        like: DensityGrid | None = None,
+        progress: bool | None = None,
+    ) -> DensityGrid:
+        """Density on a regular grid.
+
+        At most one of ``shape``, ``spacing`` and ``like`` is given.
+
+        Parameters
+        ----------
+        shape
+            Number of points along the three cell vectors.
+        spacing
+            Largest distance of neighbouring points, Å; default :data:`SPACING`. The numbers of
+            points are rounded up to products of 2, 3 and 5.
+        like
+            Use the points of this grid: its cell, origin and shape.
+        progress
+            Progress bar on stderr: True, False, or None for only on a terminal.
+
+        Returns
+        -------
+        DensityGrid
+            With the spin density, if the model knows spin.
+        """
+        atoms = self._structure(atoms)
+        encoded = self._encode(atoms)
+        cell, origin, shape = self._lattice(atoms, shape, spacing, like)
+        with progress_bar("density", int(np.prod(shape)), progress) as advance:
+            channels = evaluate_grid(
+                self.network, encoded, shape, cell=cell, origin=origin, progress=advance
+            )
+        grid = self._grid(atoms, channels, cell, origin)
+        if self.normalize and atoms.pbc.all() and np.allclose(cell, np.asarray(atoms.cell)):
+            grid = grid * (self._electrons(atoms) / grid.integrate())
+        return grid
+
+    def get_pseudo_density(
+        self,
+        spin: int | None = None,
+        gridrefinement: int = 1,
+        pad: bool = True,
+        broadcast: bool = True,
+    ) -> NDArray[np.floating]:
+        """Density of the attached atoms as an array, with GPAW's signature.
+
+        Parameters
+        ----------
+        spin
+            None for ρ, 0 for ρ↑, 1 for ρ↓ (each ρ/2 for models without spin).
+        gridrefinement
+            Multiplies the default number of points along every axis.
+        pad, broadcast
+            Accepted as GPAW accepts them, without effect: the first layer of open directions is
+            always there, and every process holds the whole array.
+
+        Returns
+        -------
+        numpy.ndarray
+            e/Å³, shape (n1, n2, n3), on the points of :meth:`get_density_grid`. Which electrons
+            it counts, the model's card says.
+        """
+        if spin not in (None, 0, 1):
+            raise GridError(f"spin is None, 0 (up) or 1 (down), not {spin!r}.")
+        if gridrefinement < 1 or int(gridrefinement) != gridrefinement:
+            raise GridError(f"gridrefinement is 1, 2, …, not {gridrefinement!r}.")
+        shape = self._lattice(self._structure(None), None, None, None)[2]
+        refined = tuple(n * int(gridrefinement) for n in shape)
+        grid = self.get_density_grid(shape=refined)  # type: ignore[arg-type]
+        if spin is None:
+            return grid.values
+        difference = 0.0 if grid.spin is None else grid.spin
+        return (grid.values + (difference if spin == 0 else -difference)) / 2
+
+    def get_spin_density(
+        self,
+        atoms: Atoms | None = None,
+        points: ArrayLike | None = None,
+        shape: Shape | None = None,
+        spacing: float | None = None,
+    ) -> NDArray[np.floating]:
+        """ρ↑ − ρ↓, e/Å³ (μ_B/Å³), at points (…, 3) in Å, or on the grid of that shape or spacing.
+
+        Raises
+        ------
+        ase.calculators.calculator.PropertyNotImplementedError
+            The model knows no spin.
+        """
+        if reason := self._why_not("magmoms", None):
+            raise PropertyNotImplementedError(reason)
+        if points is not None:
+            up, down = self._at(points, atoms, contributions=False)
+            return up - down
+        spin = self.get_density_grid(atoms, shape=shape, spacing=spacing).spin
+        assert spin is not None
+        return spin
+
+    def get_atomic_density(
+        self,
+        indices: int | Sequence[int] | NDArray[np.integer] | NDArray[np.bool_],
+        atoms: Atoms | None = None,
+        shape: Shape | None = None,
+        spacing: float | None = None,
+        like: DensityGrid | None = None,
+        progress: bool | None = None,
+    ) -> DensityGrid:
+        """Sum of the contributions ρ_i of some atoms, on a grid.
+
+        Parameters
+        ----------
+        indices
+            Atoms: an index, several, or a mask.
+        shape, spacing, like, progress
+            As in :meth:`get_density_grid`.
+        """
+        atoms = self._structure(atoms)
+        encoded = self._encode(atoms)
+        chosen = np.atleast_1d(np.arange(len(atoms))[indices])
+        cell, origin, shape = self._lattice(atoms, shape, spacing, like)
+        network = self.network
+        positions = encoded.image_positions[np.isin(encoded.image_atoms, chosen)]
+        tree = cKDTree(positions)
+        count = int(np.prod(shape))
+        channels: NDArray[np.floating] = np.zeros(
+            (network.n_spin, count), dtype=_numpy_dtype(network)
+        )
+        block = max(1, BLOCK_NUMBERS // len(atoms))
+        with progress_bar("atomic density", count, progress) as advance:
+            for start in range(0, count, block):
+                flat = np.arange(start, min(start + block, count))
+                fractions = np.stack(np.unravel_index(flat, shape), axis=-1) / shape
+                points = wrap_points(origin + fractions @ cell, atoms)
+                distance, _ = tree.query(
+                    points, distance_upper_bound=network.config.point_cutoff + 1e-6
+                )
+                near = np.isfinite(distance)
+                parts = evaluate_points(network, encoded, points[near], contributions=True)
+                channels[:, flat[near]] = parts[:, :, chosen].sum(axis=-1)
+                advance(len(flat))
+        return self._grid(atoms, channels.reshape(-1, *shape), cell, origin)
+
+    def get_number_of_electrons(self, atoms: Atoms | None = None) -> float:
+        """Number of electrons of the predicted density, ∫ρ dr over the cell (or all space)."""
+        return float(self._integrate(self._structure(atoms))[0].sum())
+
+    def get_descriptors(self, atoms: Atoms | None = None) -> NDArray[np.floating]:
+        """Descriptors of the atoms, shape (n_atoms, (l_max+1)², channels).
+
+        Components of angular momentum l are the rows l² … (l+1)² − 1, in e3nn's order. Spin models
+        return the descriptors of the given (not the flipped) initial moments.
+        """
+        encoded = self._encode(self._structure(atoms))
+        descriptors: NDArray[np.floating] = encoded.descriptors[0].cpu().numpy()
+        return descriptors.copy()
+
+    # -- behind the scenes ---------------------------------------------------------------------
+
+    def _structure(self, atoms: Atoms | None) -> Atoms:
+        if atoms is not None:
+            return atoms
+        if self._attached is not None:
+            return self._attached
+        if self._encoded is not None:
+            return self._encoded.atoms
+        raise CalculatorSetupError(
+            "No structure: attach the calculator (atoms.calc = …) or pass atoms."
+        )
+
+    def _changes(self, old: Atoms, new: Atoms) -> list[str]:
+        """Differences that the density depends on."""
+        pairs = {
+            "numbers": (old.numbers, new.numbers),
+            "positions": (old.positions, new.positions),
+            "cell": (np.asarray(old.cell), np.asarray(new.cell)),
+            "pbc": (old.pbc, new.pbc),
+        }
+        if self.network.config.spin:
+            pairs["initial_magmoms"] = (
+                old.get_initial_magnetic_moments(),
+                new.get_initial_magnetic_moments(),
+            )
+        return [name for name, (a, b) in pairs.items() if not np.array_equal(a, b)]
+
+    def _encode(self, atoms: Atoms) -> EncodedAtoms:
+        if self._encoded is None or self._changes(self._encoded.atoms, atoms):
+            self._integrals = None
+            self._encoded = None  # frees the memory, and stays empty if the structure is refused
+            self._encoded = encode(self.network, atoms)
+        return self._encoded
+
+    def _at(
+        self, points: ArrayLike, atoms: Atoms | None, contributions: bool
+    ) -> NDArray[np.floating]:
+        """Values of both spins, (n_spin, …), at points (…, 3)."""
+        points = np.asarray(points, dtype=float)
+        if points.shape[-1:] != (3,) or not np.isfinite(points).all():
+            raise GridError(
+                f"Points have the shape (n, 3) and are finite numbers (Å); got {points.shape}."
+            )
+        atoms = self._structure(atoms)
+        encoded = self._encode(atoms)
+        flat = evaluate_points(
+            self.network, encoded, points.reshape(-1, 3), contributions=contributions
+        )
+        flat *= self._factor(atoms)
+        return flat.reshape(len(flat), *points.shape[:-1], *flat.shape[2:])
+
+    def _raw_integrals(self, atoms: Atoms) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        encoded = self._encode(atoms)
+        if self._integrals is None:
+            everything = [axis for axis in range(3) if not atoms.pbc[axis]]
+            cell, origin = box_around(atoms, self.network.config.point_cutoff, everything)
+            shape = grid_shape(cell, INTEGRATION_SPACING)
+            with progress_bar("charges", int(np.prod(shape))) as advance:
+                self._integrals = integrate_contributions(
+                    self.network, encoded, shape, cell=cell, origin=origin, progress=advance
+                )
+        return self._integrals
+
+    def _integrate(self, atoms: Atoms) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Populations (n_spin, n_atoms) and their dipoles (n_spin, n_atoms, 3), normalised."""
+        populations, dipoles = self._raw_integrals(atoms)
+        factor = self._factor(atoms)
+        return populations * factor, dipoles * factor
+
+    def _factor(self, atoms: Atoms) -> float:
+        if not self.normalize:
+            return 1.0
+        wanted = self._electrons(atoms)
+        found = float(self._raw_integrals(atoms)[0].sum())
+        if not found > 0:
+            raise CalculatorSetupError(
+                f"The predicted density holds {found:.3g} electrons and cannot be normalised to "
+                f"{wanted:g}: the model does not fit this structure."
+            )
+        return wanted / found
+
+    def _electrons(self, atoms: Atoms) -> float:
+        """The exact number of electrons of a structure."""
+        if missing := self._without_valence(atoms):
+            raise CalculatorSetupError(
+                f"normalize=True needs to know how many electrons of {', '.join(missing)} the "
+                f"density counts; the card of {self.card.name!r} does not say."
+            )
+        return float(self._valences(atoms).sum()) - float(atoms.info.get("charge", 0.0))
+
+    def _valences(self, atoms: Atoms) -> NDArray[np.float64]:
+        return np.array([self.card.valence_electrons[symbol] for symbol in atoms.symbols])
+
+    def _without_valence(self, atoms: Atoms) -> list[str]:
+        return sorted(set(atoms.symbols) - set(self.card.valence_electrons))
+
+    def _why_not(self, name: str, atoms: Atoms | None) -> str | None:
+        """Why a property means nothing here; None if it does."""
+        if name in ("magmom", "magmoms"):
+            if not self.network.config.spin:
+                return f"The model {self.card.name!r} knows no spin: it has no magnetic moments."
+            return None
+        assert atoms is not None
+        check_structure(atoms, self.network.config.elements)
+        if missing := self._without_valence(atoms):
+            return (
+                f"Net charges need the number of electrons of {', '.join(missing)} that the "
+                f"density counts; the card of {self.card.name!r} does not say "
+                "(card.valence_electrons). Populations: evaluate(..., contributions=True)."
+            )
+        if name == "dipole" and atoms.pbc.any():
+            return (
+                "The dipole moment of a periodic structure depends on where the cell is cut and "
+                "means nothing by itself. For an isolated molecule set atoms.pbc = False."
+            )
+        return None
+
+    def _lattice(
+        self,
+        atoms: Atoms,
+        shape: Shape | None,
+        spacing: float | None,
+        like: DensityGrid | None,
+    ) -> tuple[NDArray[np.floating], NDArray[np.floating], Shape]:
+        """Cell, origin and shape of the grid to evaluate."""
+        if sum(choice is not None for choice in (shape, spacing, like)) > 1:
+            raise GridError("Give one of shape, spacing and like, not several.")
+        if like is not None:
+            return like.cell, like.origin, like.shape
+        check_structure(atoms, self.network.config.elements)
+        cutoff = self.network.config.point_cutoff
+        cell, origin = box_around(atoms, cutoff, _axes_without_box(atoms))
+        if shape is None:
+            return cell, origin, grid_shape(cell, SPACING if spacing is None else spacing)
+        if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
+            raise GridError(f"A grid needs three positive whole numbers of points, not {shape}.")
+        return cell, origin, (int(shape[0]), int(shape[1]), int(shape[2]))
+
+    def _grid(
+        self,
+        atoms: Atoms,
+        channels: NDArray[np.floating],
+        cell: NDArray[np.floating],
+        origin: NDArray[np.floating],
+    ) -> DensityGrid:
+        channels *= self._factor(atoms)
+        plain = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+        if atoms.has("initial_magmoms"):
+            plain.set_initial_magnetic_moments(atoms.get_initial_magnetic_moments())
+        first, second, third = (bool(flag) for flag in atoms.pbc)
+        return DensityGrid(
+            values=channels.sum(axis=0),
+            spin=channels[0] - channels[1] if len(channels) == 2 else None,
+            atoms=plain,
+            cell=cell,
+            origin=origin,
+            pbc=(first, second, third),
+            kind=self.card.provenance.density_kind,
+            provenance=self.card.provenance,
+        )
+
+
+def box_around(
+    atoms: Atoms, margin: float, axes: Sequence[int]
+) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
+    """A cell for grids: the structure's, stretched around the atoms along some open directions.
+
+    Parameters
+    ----------
+    margin
+        Distance of the box's faces from the outermost atoms, Å.
+    axes
+        The directions to fit; the others keep their cell vector.
+
+    Returns
+    -------
+    cell, origin
+        Å, shapes (3, 3) and (3,).
+    """
+    cell = np.array(atoms.cell.complete())
+    inverse = np.linalg.inv(cell)
+    fractions = atoms.positions @ inverse
+    origin = np.zeros(3)
+    stretched = cell.copy()
+    for axis in axes:
+        # 1 / |column of the inverse| is the distance between opposite faces.
+        reach = margin * float(np.linalg.norm(inverse[:, axis]))
+        low, high = fractions[:, axis].min() - reach, fractions[:, axis].max() + reach
+        stretched[axis] = cell[axis] * (high - low)
+        origin += low * cell[axis]
+    return stretched, origin
+
+
+def grid_shape(cell: NDArray[np.floating], spacing: float) -> Shape:
+    """Numbers of points at most ``spacing`` (Å) apart, products of 2, 3 and 5."""
+    if not (np.isfinite(spacing) and spacing > 0):
+        raise GridError(f"The spacing of a grid has to be positive, not {spacing} Å.")
+    lengths = np.linalg.norm(cell, axis=1)
+    # 1e-6: a length that is a multiple of the spacing up to rounding needs no further point.
+    n1, n2, n3 = (next_fast_len(max(1, int(np.ceil(n - 1e-6))), True) for n in lengths / spacing)
+    return n1, n2, n3
+
+
+def _axes_without_box(atoms: Atoms) -> list[int]:
+    """Open directions whose cell vector is missing, or does not enclose the atoms."""
+    inverse = np.linalg.inv(atoms.cell.complete())
+    fractions = atoms.positions @ inverse
+    border = CLEARANCE * np.linalg.norm(inverse, axis=0)
+    inside = ((fractions >= border) & (fractions <= 1 - border)).all(axis=0)
+    usable = inside & (atoms.cell.lengths() > 1e-6)
+    return [axis for axis in range(3) if not atoms.pbc[axis] and not usable[axis]]
+
+
+def _numpy_dtype(network: EACNet) -> type:
+    return np.float64 if network.dtype == torch.float64 else np.float32

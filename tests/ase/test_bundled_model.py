@@ -1,0 +1,67 @@
+"""The bundled model on the demo's liquid water: what its card and the documentation promise."""
+
+from importlib.resources import files
+
+import numpy as np
+import pytest
+from ase.io import read
+
+import eac_ase.calculator
+from eac_ase import EACDensity
+from eac_model.registry import bundled_models, find_model
+
+NAME = "water-scan"
+
+pytestmark = pytest.mark.skipif(
+    NAME not in bundled_models(), reason=f"the model {NAME} is not bundled with this checkout"
+)
+
+
+@pytest.fixture(scope="module")
+def water():
+    return read(str(files("eac_ase") / "structures" / "water48.xyz"))
+
+
+@pytest.fixture(scope="module")
+def calculator():
+    return EACDensity(NAME, device="cpu")
+
+
+def test_the_file_is_small():
+    assert find_model(NAME).stat().st_size < 5e6
+
+
+def test_the_card_says_what_the_model_is(calculator):
+    card = calculator.card
+    assert card.elements == ("H", "O")
+    assert card.valence_electrons == {"H": 1.0, "O": 6.0}
+    assert card.provenance.density_kind == "valence"
+    assert card.provenance.functional == "SCAN"
+
+
+def test_liquid_water_has_eight_electrons_a_molecule(calculator, water):
+    assert calculator.get_number_of_electrons(water) == pytest.approx(128, rel=5e-3)
+
+
+def test_oxygen_is_negative_and_hydrogen_positive(calculator, water):
+    charges = calculator.get_charges(water)
+    assert (charges[::3] < 0).all()
+    assert (np.delete(charges, np.s_[::3]) > 0).all()
+
+
+def test_charges_are_converged_with_the_default_spacing(calculator, water, monkeypatch):
+    default = calculator.get_charges(water)
+    spacing = eac_ase.calculator.INTEGRATION_SPACING
+    monkeypatch.setattr(eac_ase.calculator, "INTEGRATION_SPACING", spacing / 1.6)
+    fine = EACDensity(NAME, device="cpu").get_charges(water)
+    assert np.abs(default - fine).max() < 2e-3
+
+
+def test_the_density_peaks_at_oxygen_and_is_hardly_negative_anywhere(calculator, water):
+    grid = calculator.get_density_grid(water, spacing=0.2)
+    peak = grid.points()[grid.values.argmax()]
+    oxygens = water[water.numbers == 8]
+    oxygens.append("H")
+    oxygens.positions[-1] = peak
+    assert oxygens.get_distances(-1, range(16), mic=True).min() < 0.6
+    assert grid.values.min() > -0.01

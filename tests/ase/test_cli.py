@@ -1,0 +1,349 @@
+"""The commands of `eac`."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.io import write
+from typer.testing import CliRunner
+
+from eac_ase import DensityGrid, EACDensity
+from eac_ase.cli import app
+from eac_model.data import DensityStore
+
+COMMANDS = ["predict", "demo", "train", "evaluate", "models", "info", "data convert", "data info"]
+
+
+def run(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def structure(tmp_path: Path, crystal: Atoms) -> Path:
+    write(tmp_path / "POSCAR", crystal, format="vasp")
+    return tmp_path / "POSCAR"
+
+
+@pytest.fixture
+def reference(tmp_path: Path, crystal: Atoms, model_file: Path) -> Path:
+    """A CHGCAR of the model's own prediction, 1 % too large."""
+    grid = EACDensity(model_file, device="cpu").get_density_grid(crystal, shape=(8, 9, 10))
+    (grid * 1.01).write(tmp_path / "CHGCAR_ref")
+    return tmp_path / "CHGCAR_ref"
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_command_explains_itself_with_examples(command):
+    output = run(*command.split(), "--help").output
+    assert "Example" in output
+    assert f"eac {command}" in output
+
+
+def test_the_version_is_printed():
+    assert run("--version").output.startswith("eac ")
+
+
+# -- predict -----------------------------------------------------------------------------------
+
+
+def test_predict_writes_every_output_and_says_what_it_did(structure, model_file, tmp_path):
+    names = ["CHGCAR", "x.cube", "x.h5", "x.xsf"]
+    outputs = [part for name in names for part in ("-o", tmp_path / name)]
+    result = run(
+        "predict", structure, *outputs, "-m", model_file, "--plot", tmp_path / "x.png",
+        "--spacing", 0.5,
+    )  # fmt: skip
+    for name in [*names, "x.png"]:
+        assert (tmp_path / name).stat().st_size > 0
+        assert name in result.output
+    assert "electrons" in result.output
+    assert "points/s" in result.output
+    grids = [DensityGrid.read(tmp_path / name) for name in names[:3]]
+    assert np.allclose(grids[0].values, grids[1].values, atol=1e-4)
+    assert np.allclose(grids[0].values, grids[2].values, atol=1e-6)
+
+
+def test_predict_reports_json(structure, model_file, tmp_path):
+    result = run(
+        "predict", structure, "-o", tmp_path / "CHGCAR", "-m", model_file,
+        "--shape", 8, 9, 10, "--json",
+    )  # fmt: skip
+    report = json.loads(result.stdout)
+    grid = DensityGrid.read(tmp_path / "CHGCAR")
+    assert report["shape"] == [8, 9, 10] == list(grid.shape)
+    assert report["electrons"] == pytest.approx(grid.integrate(), rel=1e-8)
+    assert report["files"] == [str(tmp_path / "CHGCAR")]
+    assert report["points_per_second"] > 0
+
+
+def test_predict_normalises_on_demand(structure, model_file, tmp_path):
+    run("predict", structure, "-o", tmp_path / "CHGCAR", "-m", model_file, "--spacing", 0.5,
+        "--normalize")  # fmt: skip
+    assert DensityGrid.read(tmp_path / "CHGCAR").integrate() == pytest.approx(16, rel=1e-8)
+
+
+def test_predict_takes_moments_for_spin_models(structure, spin_model_file, tmp_path, crystal):
+    run("predict", structure, "-o", tmp_path / "CHGCAR", "-m", spin_model_file, "--spacing", 0.5,
+        "--spin", "O=1.5")  # fmt: skip
+    grid = DensityGrid.read(tmp_path / "CHGCAR")
+    crystal.set_initial_magnetic_moments([1.5 * (s == "O") for s in crystal.symbols])
+    expected = EACDensity(spin_model_file).get_density_grid(crystal, spacing=0.5)
+    assert np.abs(expected.spin).max() > 1e-3
+    assert grid.integrate_spin() == pytest.approx(expected.integrate_spin(), abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("spin", "message"),
+    [("1,2", "2 moments for 6 atoms"), ("Fe=2", "no Fe"), ("up", "expected")],
+)
+def test_moments_that_do_not_fit_are_refused(structure, spin_model_file, tmp_path, spin, message):
+    result = run("predict", structure, "-o", tmp_path / "CHGCAR", "-m", spin_model_file,
+                 "--spin", spin, code=2)  # fmt: skip
+    assert message in result.stderr
+
+
+def test_moments_are_refused_by_models_without_spin(structure, model_file, tmp_path):
+    result = run("predict", structure, "-o", tmp_path / "C.cube", "-m", model_file, "--spin", "1",
+                 code=2)  # fmt: skip
+    assert "knows no spin" in result.stderr
+
+
+def test_existing_files_are_kept_unless_forced(structure, model_file, tmp_path):
+    (tmp_path / "CHGCAR").write_text("precious")
+    arguments = ["predict", structure, "-o", tmp_path / "CHGCAR", "-m", model_file,
+                 "--spacing", 0.6]  # fmt: skip
+    assert "--force" in run(*arguments, code=2).stderr
+    assert (tmp_path / "CHGCAR").read_text() == "precious"
+    run(*arguments, "--force")
+    assert DensityGrid.read(tmp_path / "CHGCAR").integrate() > 0
+
+
+@pytest.mark.parametrize(
+    ("output", "message"),
+    [
+        (["-o", "density.txt"], "no density format"),
+        (["-o", "nowhere/CHGCAR"], "no folder nowhere"),
+        (["--plot", "x.doc"], "no picture format"),
+        ([], "at least one output"),
+        (["-o", "CHGCAR", "--spacing", "-1"], "spacing"),
+        (["-o", "CHGCAR", "--spacing", "0.1", "--shape", "4", "4", "4"], "not both"),
+        (["-o", "CHGCAR", "--device", "abacus"], "abacus"),
+    ],
+)
+def test_impossible_wishes_are_refused_in_one_line(
+    structure, model_file, tmp_path, monkeypatch, output, message
+):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    result = run("predict", structure, "-m", model_file, *output, code=2)
+    assert message in result.stderr
+    assert result.stdout == ""
+    assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [(None, "no structure file"), ("nonsense\n", "cannot read a structure")]
+)
+def test_bad_structure_files_are_named(tmp_path, model_file, content, message):
+    path = tmp_path / "x.xyz"
+    if content is not None:
+        path.write_text(content)
+    result = run("predict", path, "-o", tmp_path / "CHGCAR", "-m", model_file, code=2)
+    assert message in result.stderr
+    assert "x.xyz" in result.stderr
+
+
+def test_structures_the_model_cannot_handle_are_refused(tmp_path, model_file):
+    write(tmp_path / "x.xyz", Atoms("FeO", [(0, 0, 0), (0, 0, 1.6)]))
+    result = run("predict", tmp_path / "x.xyz", "-o", tmp_path / "CHGCAR", "-m", model_file, code=2)
+    assert "does not know Fe" in result.stderr
+    assert not (tmp_path / "CHGCAR").exists()
+
+
+def test_an_interrupt_while_writing_leaves_no_half_file(
+    structure, model_file, tmp_path, monkeypatch
+):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("eac_model.data.cube.format_rows", interrupt)
+    before = sorted(tmp_path.iterdir())
+    result = run("predict", structure, "-o", tmp_path / "x.cube", "-m", model_file,
+                 "--spacing", 0.6, code=130)  # fmt: skip
+    assert "Interrupted" in result.stderr
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_errors_of_the_program_itself_have_exit_code_1(structure, model_file, monkeypatch):
+    def fail(*args, **kwargs):
+        raise ZeroDivisionError
+
+    monkeypatch.setattr("eac_ase.calculator.evaluate_grid", fail)
+    result = CliRunner().invoke(
+        app, ["predict", str(structure), "-o", "CHGCAR", "-m", str(model_file)]
+    )
+    assert result.exit_code == 1
+
+
+INTERRUPTED_RUN = """
+import time
+import eac_ase.calculator
+
+def endless(*args, **kwargs):
+    print("started", flush=True)
+    time.sleep(60)
+
+eac_ase.calculator.evaluate_grid = endless
+from eac_ase.cli import app
+app()
+"""
+
+
+def test_ctrl_c_ends_a_real_process_cleanly(structure, model_file, tmp_path):
+    before = sorted(tmp_path.iterdir())
+    process = subprocess.Popen(
+        [sys.executable, "-c", INTERRUPTED_RUN, "predict", structure, "-o", "x.cube",
+         "-m", model_file],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    assert process.stdout.readline() == "started\n"
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 130
+    assert "Interrupted" in errors
+    assert "Traceback" not in errors
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_the_installed_command_predicts(structure, model_file, tmp_path):
+    command = Path(sys.executable).with_name("eac")
+    if not command.exists():
+        pytest.skip("the package is not installed in this environment")
+    done = subprocess.run(
+        [command, "predict", structure, "-o", "CHGCAR", "-m", model_file, "--spacing", "0.6",
+         "--json"],
+        cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "COLUMNS": "80"},
+        check=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout)["atoms"] == 6
+    assert (tmp_path / "CHGCAR").exists()
+
+
+# -- demo --------------------------------------------------------------------------------------
+
+
+def test_the_demo_writes_its_files_again_and_again(model_file, tmp_path):
+    arguments = ["-m", model_file, "--directory", tmp_path / "demo", "--spacing", 0.8, "--json"]
+    for _ in range(2):
+        report = json.loads(run("demo", *arguments).stdout)
+    assert report["atoms"] == 48
+    assert report["electrons_expected"] == 128
+    names = ["CHGCAR", "water.cube", "water.png"]
+    assert sorted(path.name for path in (tmp_path / "demo").iterdir()) == names
+    assert len(DensityGrid.read(tmp_path / "demo" / "CHGCAR").atoms) == 48
+
+
+# -- evaluate ----------------------------------------------------------------------------------
+
+
+def test_evaluate_finds_a_known_error(reference, model_file, tmp_path):
+    result = run("evaluate", model_file, reference, "--json", tmp_path / "out.json")
+    assert "overall" in result.output
+    figures = json.loads((tmp_path / "out.json").read_text())
+    (row,) = figures["files"]
+    assert row["nmae_percent"] == pytest.approx(100 * 0.01 / 1.01, rel=1e-4)
+    assert row["electrons_reference"] == pytest.approx(1.01 * row["electrons_predicted"], rel=1e-4)
+    assert row["max_error"] > row["mae"] > 0
+    assert figures["overall"]["nmae_percent"] == pytest.approx(row["nmae_percent"])
+    assert figures["overall"]["samples"] == 1
+
+
+def test_evaluate_goes_on_after_a_bad_file_and_says_so(reference, model_file, tmp_path):
+    (tmp_path / "CHGCAR_bad").write_text("not a density\n")
+    result = run("evaluate", model_file, tmp_path / "CHGCAR_bad", reference, "--json", "-", code=2)
+    assert "CHGCAR_bad" in result.stderr
+    figures = json.loads(result.stdout)
+    assert len(figures["files"]) == 1
+    assert figures["failures"][0]["file"].endswith("CHGCAR_bad")
+
+
+def test_evaluate_reads_points_stores_and_spin(crystal, spin_model_file, tmp_path):
+    crystal.set_initial_magnetic_moments([1.0, 0, 0, 0, 0, 0])
+    grid = EACDensity(spin_model_file).get_density_grid(crystal, shape=(6, 6, 6))
+    sample = grid.to_sample()
+    store = DensityStore.create(tmp_path / "a.store")
+    store.append(sample)
+    store.append(sample.select(np.arange(0, 216, 5)))
+    result = run("evaluate", spin_model_file, tmp_path / "a.store", "--json", "-")
+    whole, points = json.loads(result.stdout)["files"]
+    assert whole["points"] == 216
+    assert points["points"] == 44
+    assert points["electrons_reference"] is None
+    for row in (whole, points):
+        assert row["nmae_percent"] < 1e-3
+        assert row["spin"]["nmae_percent"] < 1e-3
+
+
+def test_evaluate_warns_of_densities_of_another_kind(crystal, model_file, tmp_path):
+    grid = EACDensity(model_file).get_density_grid(crystal, shape=(6, 6, 6))
+    DensityGrid(grid.values, crystal, grid.cell, kind="all-electron").write(tmp_path / "x.h5")
+    assert "all-electron" in run("evaluate", model_file, tmp_path / "x.h5").stderr
+
+
+# -- data, models, info ------------------------------------------------------------------------
+
+
+def test_convert_collects_reports_and_resumes(reference, tmp_path):
+    (tmp_path / "CHGCAR_bad").write_text("not a density\n")
+    arguments = ["data", "convert", tmp_path / "CHGCAR_bad", reference, "-o", tmp_path / "s.store",
+                 "--json"]  # fmt: skip
+    first = run(*arguments, code=2)
+    assert "CHGCAR_bad" in first.stderr
+    report = json.loads(first.stdout)
+    assert report["converted"] == [str(reference)]
+    assert len(report["failures"]) == 1
+    assert json.loads(run(*arguments, code=2).stdout)["skipped"] == [str(reference)]
+    listing = json.loads(run("data", "info", tmp_path / "s.store", "--json").stdout)
+    assert [entry["source"] for entry in listing["samples"]] == ["CHGCAR_ref"]
+    assert "8 × 9 × 10" in run("info", tmp_path / "s.store").output
+
+
+def test_info_knows_densities_structures_and_models(reference, structure, model_file):
+    density = json.loads(run("info", reference, "--json").stdout)
+    assert density["what"] == "density on a grid"
+    assert density["points"] == [8, 9, 10]
+    assert density["electrons"] > 0
+    assert json.loads(run("info", structure, "--json").stdout)["what"] == "structure"
+    model = json.loads(run("info", model_file, "--json").stdout)
+    assert model["valence_electrons"] == {"H": 1.0, "O": 6.0}
+    for path in (reference, structure, model_file):
+        assert "H4O2" in run("info", path).output or "tiny" in run("info", path).output
+
+
+def test_info_names_what_it_does_not_know(tmp_path):
+    (tmp_path / "notes.txt").write_text("hello\n")
+    assert "notes.txt" in run("info", tmp_path / "notes.txt", code=2).stderr
+    assert "absent" in run("info", tmp_path / "absent", code=2).stderr
+
+
+def test_a_damaged_chgcar_is_not_taken_for_a_structure(reference, tmp_path):
+    (tmp_path / "CHGCAR").write_text(reference.read_text()[:3000])
+    assert "truncated" in run("info", tmp_path / "CHGCAR", code=2).stderr.lower()
+
+
+def test_models_prints_cards(model_file):
+    assert "untrained, for tests" in run("models", model_file).output
+    card = json.loads(run("models", model_file, "--json").stdout)
+    assert card["provenance"]["functional"] == "SCAN"
+    assert "bundled models are" in run("models", "no-such-model", code=2).stderr
+    assert isinstance(json.loads(run("models", "--json").stdout), list)
