@@ -37,8 +37,8 @@ SPACING = 0.1
 """Default distance of grid points, Å. VASP's fine grid at 500 eV is about as dense."""
 
 INTEGRATION_SPACING = 0.15
-"""Distance of the points on which charges, moments and dipoles are summed, Å. In liquid water
-charges are then converged to 1e-3 e (0.2 Å: 7e-3 e, 0.12 Å: 1e-4 e)."""
+"""Distance of the points on which charges, moments and dipoles are summed, Å. Charges in
+liquid water are then converged to 1e-3 e or better."""
 
 CLEARANCE = 1.0
 """A cell vector along an open direction bounds grids if all atoms keep this distance (Å) from its

@@ -61,7 +61,8 @@ def plot_plane(
     if not finite.size:
         raise GridError("The plane lies outside the box of the density.")
     if axes is None:
-        axes = Figure(figsize=(6.4, 5.4), layout="constrained").subplots()
+        ratio = cut.plane.height / cut.plane.width
+        axes = Figure(figsize=(6.4, 0.8 + 5.0 * ratio), layout="constrained").subplots()
     figure = axes.get_figure(root=True)
     assert figure is not None
     norm: Normalize

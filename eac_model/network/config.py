@@ -70,8 +70,11 @@ class NetworkConfig(BaseModel):
     """How descriptors become a density: ``linear`` in the descriptors with learned radial
     functions; ``value-weight``, the paper's v(G)·w(G, r) behind the atom–grid coupling; or the sum
     of the two."""
-    point_cutoff: Annotated[float, Field(gt=0)] = 6.0
-    """An atom contributes to the density within this distance, Å."""
+    point_cutoff: Annotated[float, Field(gt=0)] = 4.0
+    """An atom contributes to the density within this distance, Å. The paper takes 6 Å. Linear
+    decoders learn liquid water better, and run faster, with 3 … 3.5 Å: what an atom adds far away
+    can be said as well by the atoms near there. Keep it above the largest distance of a point
+    from the nearest atom at which the density matters."""
 
     linear_functions: Positive = 16
     """Learned radial functions of the linear decoder for every element and angular momentum; they

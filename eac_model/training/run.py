@@ -196,8 +196,7 @@ def _network(
                     f"from ({config.initialize_from}) has {found[key]!r}. Leave the key out."
                 )
         _check_elements(present, network.config.elements, "initialize_from")
-    if config.precision == "64":
-        network = network.double()
+    network = network.double() if config.precision == "64" else network.float()
     section = type(config.network)(**network.config.model_dump())
     return network.train(), config.model_copy(update={"network": section})
 

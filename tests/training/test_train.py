@@ -14,7 +14,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from eac_model.checkpoint import load_model
+from eac_model.checkpoint import load_model, save_model
 from eac_model.data.sample import DensitySample, Provenance
 from eac_model.errors import ConfigurationError
 from eac_model.network import EACNet, NetworkConfig
@@ -284,6 +284,18 @@ def test_fine_tuning_takes_the_network_of_the_model(tmp_path, frames, finished):
     del run["network"]
     network, _ = load_model(train(TrainingConfig.from_mapping(run), tmp_path / "run"))
     assert network.config.channels == 4
+
+
+def test_fine_tuning_runs_in_the_precision_asked_for(tmp_path, frames, finished):
+    network, card = load_model(finished / "model.safetensors", dtype=torch.float64)
+    save_model(network, card, tmp_path / "double.safetensors")
+    run = config(
+        frames,
+        initialize_from=str(tmp_path / "double.safetensors"),
+        optimisation={"steps": 1, "learning_rate": 1e-12, "warmup_steps": 0, "decay": []},
+    )
+    tuned, _ = load_model(train(run, tmp_path / "run"))
+    assert tuned.dtype == torch.float32
 
 
 def test_fine_tuning_another_network_is_refused(tmp_path, frames, finished):
