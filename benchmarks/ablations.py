@@ -1,6 +1,6 @@
 """Ablations in the manner of arXiv 2508.04052, Tables 2-4: equal budgets, frames left out.
 
-    python benchmarks/ablations.py                      # the water frames beside the repository
+    python benchmarks/ablations.py                      # data/water/*.h5
     python benchmarks/ablations.py --seconds 300        # equal time instead of equal steps
     python benchmarks/ablations.py my/*.h5 --only weight decoder
 
@@ -37,7 +37,8 @@ BASE: dict[str, Any] = {
     "superposition": False,
     "l_max": 3,
     "channels": 16,
-    "interactions": 3,
+    "interactions": 2,
+    "point_cutoff": 4.0,
 }
 """Every row changes one thing of this network."""
 

@@ -1,6 +1,6 @@
 """Error on left-out frames against the number of training frames (arXiv 2508.04052, Fig. 2a).
 
-    python benchmarks/learning_curve.py                 # the water frames beside the repository
+    python benchmarks/learning_curve.py                 # data/water/*.h5
     python benchmarks/learning_curve.py --folds 6 --steps 5000
 
 Fold k leaves out frame k and trains on the frames that follow it, cyclically. Finished runs are
@@ -15,18 +15,15 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import yaml
 from matplotlib.figure import Figure
-from runs import Results, configuration, expand, parser, run_once, show_progress
+from runs import REPOSITORY, Results, configuration, expand, parser, run_once, show_progress
 
 from eac_model.files import write_bytes
 
-NETWORK: dict[str, Any] = {
-    "decoder": "linear",
-    "superposition": True,
-    "l_max": 3,
-    "channels": 32,
-    "interactions": 3,
-}
+RECIPE = REPOSITORY / "recipes" / "water-scan.yaml"
+NETWORK: dict[str, Any] = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["network"]
+"""That of the bundled model."""
 
 
 def main() -> None:

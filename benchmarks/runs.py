@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
@@ -21,10 +20,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results"
 
 
-def shared_water() -> str:
-    """Glob of the water frames beside the repository (EAC_SHARED_DATA overrides the folder)."""
-    folder = os.environ.get("EAC_SHARED_DATA", str(REPOSITORY.parent / "shared" / "data"))
-    return str(Path(folder) / "water" / "*.h5")
+WATER = REPOSITORY / "data" / "water" / "*.h5"
+"""Where recipes/water-scan.yaml, too, expects its frames; it says where they come from."""
 
 
 class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
@@ -35,7 +32,7 @@ def parser(description: str, name: str, steps: int) -> argparse.ArgumentParser:
     """The options common to the scripts."""
     options = argparse.ArgumentParser(description=description, formatter_class=_Help)
     options.add_argument(
-        "frames", nargs="*", default=[shared_water()], help="density files or globs, one a frame"
+        "frames", nargs="*", default=[str(WATER)], help="density files or globs, one a frame"
     )
     options.add_argument("--steps", type=int, default=steps, help="optimisation steps of a run")
     options.add_argument("--points", type=int, default=500, help="points a step")

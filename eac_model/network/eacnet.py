@@ -169,7 +169,7 @@ class EACNet(nn.Module):
         """
         if self.superposition is None:
             raise ValueError("This network has no superposition (config.superposition is False).")
-        table, error = fit_tables(self, samples, points)
+        table, error = fit_tables(self.superposition.basis, self.config.elements, samples, points)
         with torch.no_grad():
             self.superposition.table.copy_(table)
         return error
