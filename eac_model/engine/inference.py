@@ -41,8 +41,8 @@ class EncodedAtoms:
     numbers: Tensor
     """(n,) int64 | atomic numbers."""
     descriptors: Tensor
-    """(n_spin, n, (l_max+1)², channels) | of the given moments and, in spin models, of the
-    flipped ones."""
+    """(1 or 2, n, (l_max+1)², channels) | of the given moments and, where a spin model meets
+    moments that are not zero, of the flipped ones."""
     image_atoms: NDArray[np.int64]
     """(images,) | the atom of every periodic image in reach of the cell."""
     image_positions: NDArray[np.float64]
@@ -60,7 +60,9 @@ def encode(network: EACNet, atoms: Atoms) -> EncodedAtoms:
     config = network.config
     check_structure(atoms, config.elements)
     graph = atom_graph(atoms, config.atom_cutoff, network.dtype, network.device)
-    spins = [graph, graph.flipped()] if config.spin else [graph]
+    # Without moments both spin channels are the same.
+    polarized = config.spin and bool(graph.magmoms.any())
+    spins = [graph, graph.flipped()] if polarized else [graph]
     with torch.no_grad():
         descriptors = network.descriptors(AtomGraph.concatenate(spins))
     image_atoms, image_positions = periodic_images(atoms, config.point_cutoff)
@@ -251,6 +253,7 @@ def _contributions(
             network.contributions(descriptors[chosen], encoded.numbers[chosen], local)
             for descriptors in encoded.descriptors
         ]
+    values *= network.n_spin // len(values)
     pairs = PointPairs(
         atom=chosen[local.atom],
         vectors=local.vectors,

@@ -187,6 +187,17 @@ def test_bad_structures_are_refused_before_the_encoder_runs(monkeypatch):
         encode(model, Atoms("O", [[np.nan] * 3]))
 
 
+def test_a_spin_model_evaluates_structures_without_moments_once():
+    model, atoms = network(spin=True), structure()
+    atoms.set_initial_magnetic_moments(np.zeros(4))
+    points = np.random.default_rng(1).uniform(0, 3, (20, 3))
+    encoded = encode(model, atoms)
+    assert len(encoded.descriptors) == 1
+    found = evaluate_points(model, encoded, points)
+    assert np.abs(found - reference(model, atoms, points)).max() < 1e-10
+    assert np.array_equal(found[0], found[1])
+
+
 def test_evaluation_is_deterministic():
     model, atoms = network(torch.float32), structure()
     points = np.random.default_rng(1).uniform(0, 3, (100, 3))
