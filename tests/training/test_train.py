@@ -450,15 +450,16 @@ def test_a_few_steps_on_real_frames_beat_the_superposition_on_the_frame_left_out
             "l_max": 2,
             "channels": 8,
             "atom_cutoff": 3.0,
-            "point_cutoff": 4.0,
+            "point_cutoff": 3.0,
+            "linear_basis": {"kind": "spline", "size": 32, "cutoff_power": 3},
         },
-        optimisation={"steps": 30, "learning_rate": 0.01, "ema_decay": 0.8},
+        optimisation={"steps": 100, "learning_rate": 0.01, "ema_decay": 0.9},
         log_every=1,
-        validate_every=30,
+        validate_every=100,
     )
 
     train(TrainingConfig.from_mapping(run), tmp_path / "run")
     found = rows(tmp_path / "run")
     untrained = float(found[0]["train_nmae_percent"])
     assert untrained < 15
-    assert float(found[-1]["validation_nmae_percent"]) < 0.9 * untrained
+    assert float(found[-1]["validation_nmae_percent"]) < 0.85 * untrained
