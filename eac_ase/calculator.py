@@ -16,7 +16,6 @@ from ase.calculators.calculator import (
 )
 from numpy.typing import ArrayLike, NDArray
 from scipy.fft import next_fast_len
-from scipy.spatial import cKDTree
 
 from eac_ase.grid import DensityGrid, Shape
 from eac_ase.progress import progress_bar
@@ -29,7 +28,7 @@ from eac_model.engine import (
     integrate_contributions,
 )
 from eac_model.errors import GridError
-from eac_model.neighbors import check_structure, wrap_points
+from eac_model.neighbors import check_structure
 from eac_model.network import EACNet
 from eac_model.registry import find_model
 
@@ -43,9 +42,6 @@ liquid water are then converged to 1e-3 e or better."""
 CLEARANCE = 1.0
 """A cell vector along an open direction bounds grids if all atoms keep this distance (Å) from its
 two faces; otherwise a box is fitted around the atoms."""
-
-BLOCK_NUMBERS = 2**24
-"""Atomic contributions (points × atoms) held at once."""
 
 
 class EACDensity(BaseCalculator):
@@ -307,29 +303,20 @@ class EACDensity(BaseCalculator):
         """
         atoms = self._structure(atoms)
         encoded = self._encode(atoms)
-        chosen = np.atleast_1d(np.arange(len(atoms))[indices])
+        chosen = np.zeros(len(atoms), dtype=bool)
+        chosen[indices] = True
         cell, origin, shape = self._lattice(atoms, shape, spacing, like)
-        network = self.network
-        positions = encoded.image_positions[np.isin(encoded.image_atoms, chosen)]
-        tree = cKDTree(positions)
-        count = int(np.prod(shape))
-        channels: NDArray[np.floating] = np.zeros(
-            (network.n_spin, count), dtype=_numpy_dtype(network)
-        )
-        block = max(1, BLOCK_NUMBERS // len(atoms))
-        with progress_bar("atomic density", count, progress) as advance:
-            for start in range(0, count, block):
-                flat = np.arange(start, min(start + block, count))
-                fractions = np.stack(np.unravel_index(flat, shape), axis=-1) / shape
-                points = wrap_points(origin + fractions @ cell, atoms)
-                distance, _ = tree.query(
-                    points, distance_upper_bound=network.config.point_cutoff + 1e-6
-                )
-                near = np.isfinite(distance)
-                parts = evaluate_points(network, encoded, points[near], contributions=True)
-                channels[:, flat[near]] = parts[:, :, chosen].sum(axis=-1)
-                advance(len(flat))
-        return self._grid(atoms, channels.reshape(-1, *shape), cell, origin)
+        with progress_bar("atomic density", int(np.prod(shape)), progress) as advance:
+            channels = evaluate_grid(
+                self.network,
+                encoded,
+                shape,
+                cell=cell,
+                origin=origin,
+                of_atoms=chosen,
+                progress=advance,
+            )
+        return self._grid(atoms, channels, cell, origin)
 
     def get_number_of_electrons(self, atoms: Atoms | None = None) -> float:
         """Number of electrons of the predicted density, ∫ρ dr over the cell (or all space)."""
@@ -557,7 +544,3 @@ def _axes_without_box(atoms: Atoms) -> list[int]:
     inside = ((fractions >= border) & (fractions <= 1 - border)).all(axis=0)
     usable = inside & (atoms.cell.lengths() > 1e-6)
     return [axis for axis in range(3) if not atoms.pbc[axis] and not usable[axis]]
-
-
-def _numpy_dtype(network: EACNet) -> type:
-    return np.float64 if network.dtype == torch.float64 else np.float32

@@ -83,6 +83,7 @@ def evaluate_points(
     points: NDArray,
     *,
     contributions: bool = False,
+    of_atoms: NDArray[np.bool_] | None = None,
     block_size: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.floating]:
@@ -94,6 +95,8 @@ def evaluate_points(
         Shape (p, 3), Å; periodic directions wrap.
     contributions
         Return the contribution of every atom (all its images together) instead of the sum.
+    of_atoms
+        (n_atoms,) mask: sum the contributions of these atoms only.
     block_size
         Points evaluated at once; None chooses. Halved and tried again when memory runs out.
 
@@ -117,6 +120,7 @@ def evaluate_points(
     result: NDArray[np.floating] = np.zeros(shape, dtype=_numpy_dtype(network))
     for chosen in _blocks_of_points(wrapped, block_size or _default_block(network)):
         for part, pairs, values in _evaluate_block(network, encoded, wrapped[chosen]):
+            rows = slice(None) if of_atoms is None else torch.as_tensor(of_atoms)[pairs.atom.cpu()]
             target = chosen[part]
             for spin, value in enumerate(values):
                 if contributions:
@@ -124,7 +128,7 @@ def evaluate_points(
                     by_atom.index_add_(0, pairs.atom, value)
                     result[spin, target] = by_atom.T.cpu().numpy()
                 else:
-                    result[spin, target] = value.sum(0).cpu().numpy()
+                    result[spin, target] = value[rows].sum(0).cpu().numpy()
         if progress is not None:
             progress(len(chosen))
     return result
@@ -137,6 +141,7 @@ def evaluate_grid(
     *,
     cell: NDArray | None = None,
     origin: NDArray | None = None,
+    of_atoms: NDArray[np.bool_] | None = None,
     block_size: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.floating]:
@@ -150,6 +155,8 @@ def evaluate_grid(
         (3, 3) vectors the grid spans, Å; the structure's cell if None.
     origin
         (3,) position of the first point, Å; 0 if None.
+    of_atoms
+        As in :func:`evaluate_points`.
 
     Returns
     -------
@@ -158,7 +165,9 @@ def evaluate_grid(
     """
     result: NDArray[np.floating] = np.zeros((network.n_spin, *shape), dtype=_numpy_dtype(network))
     for window, points in _blocks_of_grid(network, encoded, shape, cell, origin, block_size):
-        values = evaluate_points(network, encoded, points, block_size=len(points))
+        values = evaluate_points(
+            network, encoded, points, of_atoms=of_atoms, block_size=len(points)
+        )
         result[:, *window] = values.reshape(network.n_spin, *result[0][window].shape)
         if progress is not None:
             progress(len(points))

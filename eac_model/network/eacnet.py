@@ -124,19 +124,21 @@ class EACNet(nn.Module):
         """
         total = torch.zeros_like(pairs.vectors[..., 0])
         elements = self.types.elements(numbers)
-        free = None if self.superposition is None else self.superposition.table[elements]
+        free = self.superposition
         if self.linear is not None and zonal:
-            spherical = None if free is None else free / self.n_spin
+            # Free atoms ride along in the linear decoder's own coefficients.
+            spherical = None if free is None else free.table[elements] / self.n_spin
             total = self.linear(descriptors, self.types(numbers), pairs, spherical)
+            free = None
         elif self.linear is not None:
             total = self.linear.forward_e3nn(descriptors, self.types(numbers), pairs)
         if self.value_weight is not None:
             total = total + self.value_weight(
                 descriptors, pairs, self.types.table, elements, zonal=zonal
             )
-        if self.superposition is not None and (self.linear is None or not zonal):
-            atoms = self.superposition(elements[pairs.atom], lengths(pairs.vectors))
-            total = total + atoms * pairs.mask / self.n_spin
+        if free is not None:
+            densities = free(elements[pairs.atom], lengths(pairs.vectors))
+            total = total + densities * pairs.mask / self.n_spin
         return total
 
     def forward(self, graph: AtomGraph, pairs: PointPairs, *, zonal: bool = True) -> Tensor:

@@ -203,3 +203,14 @@ def test_evaluation_is_deterministic():
     points = np.random.default_rng(1).uniform(0, 3, (100, 3))
     a, b = (evaluate_points(model, encode(model, atoms), points) for _ in range(2))
     assert np.array_equal(a, b)
+
+
+@pytest.mark.parametrize("spin", [False, True])
+def test_the_density_of_some_atoms_is_the_sum_of_their_contributions(spin):
+    model, atoms = network(spin=spin), structure()
+    encoded = encode(model, atoms)
+    points = np.random.default_rng(1).uniform(0, 3, (40, 3))
+    chosen = np.array([True, False, False, True])
+    found = evaluate_points(model, encoded, points, of_atoms=chosen, block_size=7)
+    parts = evaluate_points(model, encoded, points, contributions=True)
+    assert np.allclose(found, parts[..., chosen].sum(-1), rtol=1e-12, atol=1e-14)
