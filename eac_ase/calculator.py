@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,9 @@ from eac_model.errors import GridError
 from eac_model.neighbors import check_structure
 from eac_model.network import EACNet
 from eac_model.registry import find_model
+
+Rows = list[NDArray[np.floating]]
+"""One array an atom."""
 
 SPACING = 0.1
 """Default distance of grid points, Å. VASP's fine grid at 500 eV is about as dense."""
@@ -209,7 +214,8 @@ class EACDensity(BaseCalculator):
         Returns
         -------
         DensityGrid
-            With the spin density, if the model knows spin.
+            With the spin density if the model knows spin, and with on-site data if it predicts
+            them.
         """
         atoms = self._structure(atoms)
         encoded = self._encode(atoms)
@@ -218,7 +224,7 @@ class EACDensity(BaseCalculator):
             channels = evaluate_grid(
                 self.network, encoded, shape, cell=cell, origin=origin, progress=advance
             )
-        grid = self._grid(atoms, channels, cell, origin)
+        grid = self._with_onsite(self._grid(atoms, channels, cell, origin), atoms)
         if self.normalize and atoms.pbc.all() and np.allclose(cell, np.asarray(atoms.cell)):
             grid = grid * (self._electrons(atoms) / grid.integrate())
         return grid
@@ -332,6 +338,40 @@ class EACDensity(BaseCalculator):
         descriptors: NDArray[np.floating] = encoded.descriptors[0].cpu().numpy()
         return descriptors.copy()
 
+    def get_augmentation(self, atoms: Atoms | None = None) -> Rows | tuple[Rows, Rows]:
+        """Augmentation occupancies as VASP writes them to CHGCAR.
+
+        Returns
+        -------
+        list of numpy.ndarray, or two such lists
+            One flat array an atom, in the order of the atoms. Spin models return the occupancies
+            of ρ and those of ρ↑ − ρ↓.
+
+        Raises
+        ------
+        ase.calculators.calculator.PropertyNotImplementedError
+            The model does not predict them.
+        """
+        total, spin = _total_and_spin(self._onsite(self._structure(atoms), "VASP"))
+        return total if spin is None else (total, spin)
+
+    def get_onsite_matrices(self, atoms: Atoms | None = None) -> dict[int, NDArray[np.floating]]:
+        """PAW matrices D_a of all atoms as GPAW holds them.
+
+        Returns
+        -------
+        dict
+            Index of the atom → real symmetric matrices over the projectors of its setup, shape
+            (s, i, i): s = 1 with all electrons, or, of spin models, s = 2 with up and down.
+
+        Raises
+        ------
+        ase.calculators.calculator.PropertyNotImplementedError
+            The model does not predict them.
+        """
+        spins = self._onsite(self._structure(atoms), "GPAW")
+        return {a: np.stack(matrices) for a, matrices in enumerate(zip(*spins, strict=True))}
+
     # -- behind the scenes ---------------------------------------------------------------------
 
     def _structure(self, atoms: Atoms | None) -> Atoms:
@@ -383,6 +423,33 @@ class EACDensity(BaseCalculator):
         )
         flat *= self._factor(atoms)
         return flat.reshape(len(flat), *points.shape[:-1], *flat.shape[2:])
+
+    def _onsite(self, atoms: Atoms, code: str | None = None) -> list[Rows]:
+        """On-site data by spin and atom, normalised as the density is."""
+        layout = self.network.config.onsite
+        if layout is None or code not in (None, layout.code):
+            what = "no on-site data" if layout is None else f"on-site data of {layout.code} only"
+            raise PropertyNotImplementedError(f"The model {self.card.name!r} predicts {what}.")
+        encoded = self._encode(atoms)
+        with torch.no_grad():
+            values = self.network.onsite_data(encoded.descriptors, encoded.numbers).cpu().numpy()
+        # Without moments both spins are the same, and encoded once.
+        values = np.repeat(values, self.network.n_spin // len(values), axis=0)
+        values = values * self._factor(atoms)
+        shapes = [layout.shape(symbol) for symbol in atoms.symbols]
+        return [
+            [
+                row[: math.prod(shape)].reshape(shape)
+                for row, shape in zip(spin, shapes, strict=True)
+            ]
+            for spin in values
+        ]
+
+    def _with_onsite(self, grid: DensityGrid, atoms: Atoms) -> DensityGrid:
+        if self.network.config.onsite is None:
+            return grid
+        total, spin = _total_and_spin(self._onsite(atoms))
+        return replace(grid, onsite=tuple(total), onsite_spin=None if spin is None else tuple(spin))
 
     def _raw_integrals(self, atoms: Atoms) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         encoded = self._encode(atoms)
@@ -493,6 +560,14 @@ class EACDensity(BaseCalculator):
             kind=self.card.provenance.density_kind,
             provenance=self.card.provenance,
         )
+
+
+def _total_and_spin(spins: list[Rows]) -> tuple[Rows, Rows | None]:
+    """Sum and difference of up and down, atom by atom; the total alone where there is one spin."""
+    if len(spins) == 1:
+        return spins[0], None
+    pairs = list(zip(*spins, strict=True))
+    return [up + down for up, down in pairs], [up - down for up, down in pairs]
 
 
 def box_around(

@@ -23,6 +23,7 @@ from eac_model.data.sample import DensityKind, DensitySample, Provenance
 from eac_model.errors import GridError
 
 Shape = tuple[int, int, int]
+Onsite = tuple[NDArray[np.floating], ...] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,11 @@ class DensityGrid:
     """Position of the first value, Å, shape (3,)."""
     spin: NDArray[np.floating] | None = None
     """Spin density ρ↑ − ρ↓, e/Å³ (μ_B/Å³), shape of ``values``; None for spin-paired densities."""
+    onsite: Onsite = None
+    """On-site PAW data that belong to the density, one array an atom in the order of the code (a
+    flat one in CHGCAR's order for VASP, a matrix for GPAW), or None."""
+    onsite_spin: Onsite = None
+    """Their spin part (up minus down), or None."""
     pbc: tuple[bool, bool, bool] = (True, True, True)
     """Directions in which the structure repeats; along the others ``cell`` is a box."""
     kind: DensityKind = "unknown"
@@ -89,6 +95,8 @@ class DensityGrid:
             atoms=sample.atoms,
             cell=np.array(sample.atoms.cell),
             spin=sample.spin_density,
+            onsite=sample.onsite,
+            onsite_spin=sample.onsite_spin,
             pbc=_flags(sample.atoms.pbc),
             kind=sample.provenance.density_kind,
             provenance=sample.provenance,
@@ -103,6 +111,8 @@ class DensityGrid:
             atoms=atoms,
             density=self.values,
             spin_density=self.spin,
+            onsite=self.onsite,
+            onsite_spin=self.onsite_spin,
             provenance=replace(self.provenance, density_kind=self.kind),
         )
 
@@ -135,8 +145,8 @@ class DensityGrid:
 
         ========================  ===============================================================
         ``CHGCAR*``, ``*.vasp``,  VASP; the spin density goes into the second block. VASP knows no
-        ``*.chgcar`` (``.gz``)    origin: atoms are shifted so that the grid begins at 0. No
-                                  augmentation occupancies.
+        ``*.chgcar`` (``.gz``)    origin: atoms are shifted so that the grid begins at 0.
+                                  Augmentation occupancies are written where the grid has them.
         ``*.cube``                Gaussian cube, total density, in e/Bohr³ and Bohr, with origin.
         ``*.h5``                  A sample file (:mod:`eac_model.data.sample_file`), float32, with
                                   the spin density. Shifted as for VASP.
@@ -282,16 +292,20 @@ class DensityGrid:
     def __mul__(self, factor: float) -> DensityGrid:
         if not isinstance(factor, int | float | np.number):
             return NotImplemented
-        spin = None if self.spin is None else self.spin * factor
-        return replace(self, values=self.values * factor, spin=spin)
+        return replace(
+            self,
+            values=self.values * factor,
+            spin=None if self.spin is None else self.spin * factor,
+            onsite=_scaled(self.onsite, factor),
+            onsite_spin=_scaled(self.onsite_spin, factor),
+        )
 
     __rmul__ = __mul__
 
     def __truediv__(self, divisor: float) -> DensityGrid:
         if not isinstance(divisor, int | float | np.number):
             return NotImplemented
-        spin = None if self.spin is None else self.spin / divisor
-        return replace(self, values=self.values / divisor, spin=spin)
+        return self * (1 / divisor)
 
     def __neg__(self) -> DensityGrid:
         return self * -1.0
@@ -313,6 +327,8 @@ class DensityGrid:
             self,
             values=self.values + sign * other.values,
             spin=spin,
+            onsite=_added(self.onsite, _scaled(other.onsite, sign)),
+            onsite_spin=_added(self.onsite_spin, _scaled(other.onsite_spin, sign)),
             kind=self.kind if self.kind == other.kind else "unknown",
         )
 
@@ -442,6 +458,17 @@ class Plane:
     def points(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
         """Cartesian positions of all (x, y), Å, shape (nx, ny, 3)."""
         return self.center + x[:, None, None] * self.u + y[None, :, None] * self.v
+
+
+def _scaled(onsite: Onsite, factor: float) -> Onsite:
+    return None if onsite is None else tuple(factor * values for values in onsite)
+
+
+def _added(first: Onsite, second: Onsite) -> Onsite:
+    """Sum of on-site data; None unless both are of the same atoms and channels."""
+    if first is None or second is None or [*map(np.shape, first)] != [*map(np.shape, second)]:
+        return None
+    return tuple(a + b for a, b in zip(first, second, strict=True))
 
 
 def _flags(pbc: ArrayLike) -> tuple[bool, bool, bool]:

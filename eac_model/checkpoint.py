@@ -118,8 +118,9 @@ def load_model(
     shapes = {name: value.shape for name, value in expected.items()}
     if shapes != {name: value.shape for name, value in tensors.items()}:
         raise ModelFileError(f"The weights in {path} do not fit the configuration in its header.")
-    network.load_state_dict(tensors, strict=False)
     stored = tensors["embed.weight"].dtype
+    # In the type of the file first, or float64 weights would be rounded on the way.
+    network.to(dtype=stored).load_state_dict(tensors, strict=False)
     network.to(device=device, dtype=dtype or stored)
     return network.eval(), card
 
@@ -129,6 +130,8 @@ def _weights(network: EACNet) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, value) for name, value in network.named_parameters() if value.numel())
     if network.superposition is not None:
         yield "superposition.table", network.superposition.get_buffer("table")
+    if network.onsite is not None:
+        yield from ((f"onsite.{name}", value) for name, value in network.onsite.fitted())
 
 
 def _read_card(values: dict[str, Any]) -> ModelCard:

@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Annotated, Literal, Self
 
 from annotated_types import Len
+from ase.data import chemical_symbols
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from eac_model.onsite import OnsiteLayout
 
 Positive = Annotated[int, Field(ge=1)]
 Hidden = tuple[Positive, ...]
@@ -110,10 +113,18 @@ class NetworkConfig(BaseModel):
     """Add the superposed densities of free atoms (radial tables in the model file), so that the
     network learns the difference only."""
 
+    onsite: OnsiteLayout | None = None
+    """On-site PAW data that are predicted beside the density, from which VASP or GPAW can truly
+    start; None: the density only."""
+
     @model_validator(mode="after")
     def _elements_ascend(self) -> Self:
         if list(self.elements) != sorted(set(self.elements)):
             raise ValueError("elements must be distinct and ascending")
         if len(set(self.concatenate)) != len(self.concatenate):
             raise ValueError("concatenate lists an item twice")
+        if self.onsite is not None:
+            for number in self.elements:
+                if chemical_symbols[number] not in self.onsite.channels:
+                    raise ValueError(f"onsite.channels lacks {chemical_symbols[number]}")
         return self

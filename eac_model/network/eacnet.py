@@ -15,6 +15,7 @@ from eac_model.network.embedding import MomentEmbedding, TypeEmbedding
 from eac_model.network.free_atoms import fit_tables
 from eac_model.network.interaction import Interaction, by_component, natural_irreps
 from eac_model.network.linear import LinearDecoder
+from eac_model.network.onsite import OnsiteHead
 from eac_model.network.radial import CutoffBasis, lengths
 from eac_model.network.superposition import Superposition
 from eac_model.network.value_weight import ValueWeightDecoder
@@ -65,6 +66,7 @@ class EACNet(nn.Module):
             ValueWeightDecoder(config, t) if "value-weight" in config.decoder else None
         )
         self.superposition = Superposition(config) if config.superposition else None
+        self.onsite = OnsiteHead(config) if config.onsite is not None else None
 
     @property
     def n_spin(self) -> int:
@@ -143,15 +145,37 @@ class EACNet(nn.Module):
 
     def forward(self, graph: AtomGraph, pairs: PointPairs, *, zonal: bool = True) -> Tensor:
         """Density at the points, (n_spin, n_points), e/Å³: ρ, or ρ↑ and ρ↓."""
+        return self.density(self.spin_descriptors(graph), graph.numbers, pairs, zonal=zonal)
+
+    def spin_descriptors(self, graph: AtomGraph) -> Tensor:
+        """Descriptors that the n_spin densities are made of, (n_spin, n, (l_max+1)², channels).
+
+        For ρ↑ those of the given moments, for ρ↓ those of the flipped ones.
+        """
         if not self.config.spin:
-            found = self.contributions(self.descriptors(graph), graph.numbers, pairs, zonal=zonal)
-            return pairs.sum_over_atoms(found).unsqueeze(0)
+            return self.descriptors(graph).unsqueeze(0)
         both = self.descriptors(AtomGraph.concatenate([graph, graph.flipped()]))
-        channels = [
-            pairs.sum_over_atoms(self.contributions(d, graph.numbers, pairs, zonal=zonal))
-            for d in both.split(graph.n_atoms)
-        ]
-        return torch.stack(channels)
+        return torch.stack(both.split(graph.n_atoms))
+
+    def density(
+        self, spin_descriptors: Tensor, numbers: Tensor, pairs: PointPairs, *, zonal: bool = True
+    ) -> Tensor:
+        """Density at the points, (n_spin, n_points), from :meth:`spin_descriptors`."""
+        return torch.stack(
+            [
+                pairs.sum_over_atoms(self.contributions(d, numbers, pairs, zonal=zonal))
+                for d in spin_descriptors
+            ]
+        )
+
+    def onsite_data(self, spin_descriptors: Tensor, numbers: Tensor) -> Tensor:
+        """On-site data, (n_spin, n, width): of all electrons, or of spin up and spin down.
+
+        ``width`` is the largest size of the layout's elements; shorter rows end in zeros.
+        """
+        if self.onsite is None:
+            raise ValueError("This network predicts no on-site data (config.onsite is None).")
+        return torch.stack([self.onsite(d, numbers) for d in spin_descriptors])
 
     def fit_superposition(self, samples: Iterable[DensitySample], points: int = 5000) -> float:
         """Fit the free-atom tables to densities by weighted least squares.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -24,7 +24,7 @@ from eac_model.training.files import (
     read_metrics,
     write_metrics,
 )
-from eac_model.training.module import TrainingModule, nmae_percents
+from eac_model.training.module import TrainingModule, nmae_percents, onsite_percents
 
 log = logging.getLogger(__name__)
 
@@ -152,12 +152,21 @@ class Recorder(Callback):
         found: dict[str, float] = {"validation_nmae_percent": total}
         if spin is not None:
             found["validation_spin_nmae_percent"] = spin
+        blocks: dict[str, float] = {}
+        if pl_module.network.onsite is not None:
+            onsite = trainer.strategy.reduce(pl_module.onsite_sums, reduce_op="sum")
+            assert isinstance(onsite, Tensor)
+            blocks = onsite_percents(onsite.cpu(), pl_module.network.onsite.block_names())
+        if blocks:
+            found["validation_onsite_percent"] = sum(blocks.values()) / len(blocks)
         self._record(trainer, pl_module, found)
         if trainer.is_global_zero:
             draw_learning_curve(self._files.picture, self._rows, self._config.card.name)
         if total < self._best:
             self._best = total
-            self._save_averaged(trainer, pl_module, found)
+            rounded = {name: round(value, 2) for name, value in blocks.items()}
+            onsite_summary = {"validation_onsite_blocks_percent": rounded} if blocks else {}
+            self._save_averaged(trainer, pl_module, found | onsite_summary)
         self._save_state(trainer, pl_module)
 
     def _record(self, trainer: pl.Trainer, module: TrainingModule, found: dict[str, float]) -> None:
@@ -177,7 +186,11 @@ class Recorder(Callback):
         if not all(math.isfinite(value) for value in found.values()):
             raise ConfigurationError(_diverged(trainer.global_step, "validation error"))
         self._rows.append(row)
-        shown = {"train_nmae_percent": "train", "validation_nmae_percent": "left out"}
+        shown = {
+            "train_nmae_percent": "train",
+            "validation_nmae_percent": "left out",
+            "validation_onsite_percent": "on-site",
+        }
         for key, name in shown.items():
             value = row.get(key)
             if value is not None:
@@ -186,10 +199,10 @@ class Recorder(Callback):
             append_metrics(self._files.metrics, row)
             if found:
                 text = ", ".join(f"{name} {value:.3f} %" for name, value in self.latest.items())
-                log.info("step %d: ε_mae %s", trainer.global_step, text)
+                log.info("step %d: errors %s", trainer.global_step, text)
 
     def _save_averaged(
-        self, trainer: pl.Trainer, module: TrainingModule, found: dict[str, float]
+        self, trainer: pl.Trainer, module: TrainingModule, found: Mapping[str, Any]
     ) -> None:
         if not trainer.is_global_zero:
             return

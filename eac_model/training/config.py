@@ -116,6 +116,10 @@ class LossSection(_Section):
     spin_weight: NonNegativeFloat = 1.0
     """Spin models: factor of the same expression for the spin density s = ρ↑ − ρ↓ (for ``nmae``
     divided by Σ w|ρ| as well, since s may vanish)."""
+    onsite_weight: NonNegativeFloat = 0.01
+    """Networks with on-site data (``network.onsite``): factor of their term, the mean over atoms
+    and blocks of the root mean square deviation of a block in units of its spread; with spin, of
+    the sum and of the difference of the spins."""
 
 
 class ProvenanceSection(_Section):

@@ -24,6 +24,8 @@ from eac_model.data.store import DensityStore
 from eac_model.errors import ConfigurationError, EACError
 from eac_model.graph import AtomGraph, PointPairs
 from eac_model.neighbors import atom_graph, check_structure, point_pairs
+from eac_model.network import NetworkConfig
+from eac_model.onsite import OnsiteLayout
 from eac_model.training.config import DataSection, TrainingConfig
 from eac_model.training.draws import left_out, point_generator, structures_of_step
 
@@ -114,6 +116,7 @@ class Batch:
         density: Tensor,
         spin_density: Tensor,
         weights: Tensor,
+        onsite: Tensor | None = None,
         structure: int = -1,
     ) -> None:
         self.graph = graph
@@ -124,6 +127,9 @@ class Batch:
         """(p,) | ρ↑ − ρ↓, e/Å³; zeros for spin-paired densities."""
         self.weights = weights
         """(p,) | sampling weights; their mean over the points estimates a grid average."""
+        self.onsite = onsite
+        """(2, n, width) | on-site data of the sum and of the difference of the spins in the code's
+        order; NaN where there are none. None: not asked for."""
         self.structure = structure
         """Which structure of the validation set, −1 in training."""
 
@@ -135,6 +141,7 @@ class Batch:
             self.density.to(device),
             self.spin_density.to(device),
             self.weights.to(device),
+            None if self.onsite is None else self.onsite.to(device),
             self.structure,
         )
 
@@ -146,8 +153,8 @@ class BatchBuilder:
     ----------
     sources
         Structures with their densities.
-    atom_cutoff, point_cutoff
-        Reach of atom–atom and atom–point pairs, Å.
+    network
+        Whose pairs and on-site data are wanted.
     dtype
         Of all floating point tensors.
     cache_bytes
@@ -157,14 +164,12 @@ class BatchBuilder:
     def __init__(
         self,
         sources: Sequence[Source],
-        atom_cutoff: float,
-        point_cutoff: float,
+        network: NetworkConfig,
         dtype: torch.dtype,
         cache_bytes: int,
     ) -> None:
         self.sources = sources
-        self._atom_cutoff = atom_cutoff
-        self._point_cutoff = point_cutoff
+        self._network = network
         self._dtype = dtype
         self._free_bytes = cache_bytes
         self._graphs: dict[int, AtomGraph] = {}
@@ -175,6 +180,8 @@ class BatchBuilder:
         index: int,
         chosen: NDArray[np.int64] | None = None,
         weights: NDArray[np.float64] | None = None,
+        *,
+        onsite: bool = True,
     ) -> Batch:
         """Structure ``index`` at some of its points (flat indices) or, None, at all of them."""
         source = self.sources[index]
@@ -186,7 +193,8 @@ class BatchBuilder:
         elif chosen is not None:
             pairs = select_points(pairs, chosen)
         if index not in self._graphs:
-            self._graphs[index] = atom_graph(source.atoms, self._atom_cutoff, self._dtype)
+            self._graphs[index] = atom_graph(source.atoms, self._network.atom_cutoff, self._dtype)
+        layout = self._network.onsite
         density = self._tensor(sample.density)
         spin = sample.spin_density
         return Batch(
@@ -195,6 +203,9 @@ class BatchBuilder:
             density=density,
             spin_density=torch.zeros_like(density) if spin is None else self._tensor(spin),
             weights=torch.ones_like(density) if weights is None else self._tensor(weights),
+            onsite=None
+            if layout is None or not onsite
+            else self._tensor(onsite_rows(layout, sample)),
             structure=index,
         )
 
@@ -211,7 +222,7 @@ class BatchBuilder:
         return torch.as_tensor(np.ascontiguousarray(values), dtype=self._dtype)
 
     def _find_pairs(self, atoms: Atoms, points: NDArray[np.floating]) -> PointPairs:
-        return point_pairs(atoms, points, self._point_cutoff, self._dtype)
+        return point_pairs(atoms, points, self._network.point_cutoff, self._dtype)
 
     def _all_pairs(self, index: int) -> PointPairs | None:
         """Pairs of all points of a sampled structure, None once the cache is full."""
@@ -256,6 +267,7 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
     """Several structures in one batch."""
     if len(batches) == 1:
         return batches[0]
+    onsite = [b.onsite for b in batches if b.onsite is not None]
     return Batch(
         graph=AtomGraph.concatenate([b.graph for b in batches]),
         pairs=PointPairs.concatenate(
@@ -266,7 +278,31 @@ def concatenate(batches: Sequence[Batch]) -> Batch:
         density=torch.cat([b.density for b in batches]),
         spin_density=torch.cat([b.spin_density for b in batches]),
         weights=torch.cat([b.weights for b in batches]),
+        onsite=None if not onsite else torch.cat(onsite, dim=1),
     )
+
+
+def onsite_rows(layout: OnsiteLayout, sample: DensitySample) -> NDArray[np.float64]:
+    """On-site data of the sum and the difference of the spins, (2, n, width), padded with NaN.
+
+    Spin-paired data have a difference of zero.
+
+    Raises
+    ------
+    ConfigurationError
+        The data do not fit the layout.
+    """
+    symbols = sample.atoms.get_chemical_symbols()
+    rows = np.full((2, len(symbols), layout.width), np.nan)
+    if sample.onsite is None:
+        return rows
+    for index, (symbol, values) in enumerate(zip(symbols, sample.onsite, strict=True)):
+        layout.check_size(symbol, np.size(values))
+        rows[0, index, : np.size(values)] = np.ravel(values)
+        rows[1, index, : np.size(values)] = 0.0
+        if sample.onsite_spin is not None:
+            rows[1, index, : np.size(values)] = np.ravel(sample.onsite_spin[index])
+    return rows
 
 
 class TrainingBatches(Dataset[Batch]):
@@ -320,7 +356,10 @@ class ValidationBatches(Dataset[Batch]):
         return len(self._blocks)
 
     def __getitem__(self, item: int) -> Batch:
-        return self._builder.at_points(*self._blocks[item])
+        index, chosen = self._blocks[item]
+        # On-site data belong to the structure: they count once, with its first block.
+        first = item == 0 or self._blocks[item - 1][0] != index
+        return self._builder.at_points(index, chosen, onsite=first)
 
 
 class _StepsFrom(Sampler[int]):
@@ -342,11 +381,9 @@ class DensityData(pl.LightningDataModule):
     Parameters
     ----------
     config
-        Training run.
+        Training run; its network is written out.
     train, validation
         Structures to learn from, and left-out ones.
-    atom_cutoff, point_cutoff
-        Of the network, Å.
     first_step
         Step the run starts or resumes at.
     """
@@ -356,8 +393,6 @@ class DensityData(pl.LightningDataModule):
         config: TrainingConfig,
         train: Sequence[Source],
         validation: Sequence[Source],
-        atom_cutoff: float,
-        point_cutoff: float,
         first_step: int = 0,
     ) -> None:
         super().__init__()
@@ -366,10 +401,8 @@ class DensityData(pl.LightningDataModule):
         dtype = torch.float64 if config.precision == "64" else torch.float32
         total = max(1, len(train) + len(validation))
         share = config.data.cache_megabytes * 1_000_000 // total
-        self._train = BatchBuilder(train, atom_cutoff, point_cutoff, dtype, share * len(train))
-        self._validation = BatchBuilder(
-            validation, atom_cutoff, point_cutoff, dtype, share * len(validation)
-        )
+        self._train = BatchBuilder(train, config.network, dtype, share * len(train))
+        self._validation = BatchBuilder(validation, config.network, dtype, share * len(validation))
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """One batch for every step that is left."""

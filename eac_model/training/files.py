@@ -85,8 +85,10 @@ COLUMNS = (
     "train_nmae_percent",
     "validation_nmae_percent",
     "validation_spin_nmae_percent",
+    "validation_onsite_percent",
 )
-"""Columns of metrics.csv. Training values are means over the steps since the row before."""
+"""Columns of metrics.csv. Training values are means over the steps since the row before; the error
+of on-site data is the mean over all blocks of error over spread."""
 
 Row = Mapping[str, float | int | None]
 
@@ -138,6 +140,7 @@ def draw_learning_curve(path: Path, rows: Sequence[Row], title: str) -> None:
         ("train_nmae_percent", "training points", "-"),
         ("validation_nmae_percent", "left-out structures", "o-"),
         ("validation_spin_nmae_percent", "left-out structures, spin density", "s-"),
+        ("validation_onsite_percent", "left-out structures, on-site data (of spread)", "^-"),
     ):
         points = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
         if points:
@@ -146,7 +149,7 @@ def draw_learning_curve(path: Path, rows: Sequence[Row], title: str) -> None:
         axes.set_yscale("log")
         axes.legend()
     axes.set_xlabel("step")
-    axes.set_ylabel("ε_mae / %")
+    axes.set_ylabel("error / %")
     axes.set_title(title)
     axes.grid(visible=True, which="both", alpha=0.3)
     picture = io.BytesIO()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from eac_model.network import EACNet
 from eac_model.training.config import LossSection
 from eac_model.training.data import Batch
 
@@ -46,6 +47,35 @@ def density_loss(config: LossSection, prediction: Tensor, batch: Batch) -> Tenso
     if spin is not None and config.spin_weight > 0:
         loss = loss + config.spin_weight * term(spin, batch.spin_density)
     return loss
+
+
+def onsite_errors(network: EACNet, spin_descriptors: Tensor, batch: Batch) -> Tensor | None:
+    """Deviations of the blocks of on-site data in units of their spread.
+
+    Returns
+    -------
+    Tensor or None
+        (1 or 2, n, blocks): of the total and, in spin models, of the spin part; NaN where an atom
+        has no such block or the batch no reference. None if there is nothing to compare.
+    """
+    if network.onsite is None or batch.onsite is None:
+        return None
+    numbers = batch.graph.numbers
+    predicted = network.onsite_data(spin_descriptors, numbers)
+    if len(predicted) == 2:
+        predicted = torch.stack([predicted[0] + predicted[1], predicted[0] - predicted[1]])
+    reference = batch.onsite[: len(predicted)]
+    deviations = torch.where(reference.isnan(), 0.0, predicted - reference)
+    # Spreads belong to one of n_spin parts of the total.
+    errors = torch.stack([network.onsite.block_errors(d, numbers) for d in deviations])
+    unknown = reference[..., :1].isnan()
+    return errors.masked_fill(unknown, torch.nan) / len(predicted)
+
+
+def onsite_loss(errors: Tensor) -> Tensor:
+    """Mean of :func:`onsite_errors` over all that are known; 0 if none is."""
+    known = ~errors.isnan()
+    return torch.where(known, errors, 0.0).sum() / known.sum().clamp(min=1)
 
 
 def absolute_sums(prediction: Tensor, batch: Batch) -> Tensor:

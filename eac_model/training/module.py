@@ -15,7 +15,12 @@ from eac_model.errors import ConfigurationError
 from eac_model.network import EACNet
 from eac_model.training.config import OptimisationSection, TrainingConfig
 from eac_model.training.data import Batch
-from eac_model.training.losses import absolute_sums, density_loss
+from eac_model.training.losses import (
+    absolute_sums,
+    density_loss,
+    onsite_errors,
+    onsite_loss,
+)
 from eac_model.training.schedule import learning_rate
 
 
@@ -50,6 +55,9 @@ class TrainingModule(pl.LightningModule):
         """Steps, Σ loss and :func:`absolute_sums` since the last row of the log."""
         self.validation_sums = torch.zeros(n_validation, self._n_sums, dtype=torch.float64)
         """:func:`absolute_sums` of every left-out structure, in the validation under way."""
+        n_blocks = 0 if network.onsite is None else network.onsite.n_blocks
+        self.onsite_sums = torch.zeros(2, network.n_spin, n_blocks, dtype=torch.float64)
+        """Σ squares and number of :func:`onsite_errors`, in the validation under way."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainingModule:
         # Averaging pairs the weights of the module and of its copy by their order. e3nn's generated
@@ -63,8 +71,10 @@ class TrainingModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        prediction = self.network(batch.graph, batch.pairs)
+        prediction, onsite = self._predict(batch)
         loss = density_loss(self.training_config.loss, prediction, batch)
+        if onsite is not None:
+            loss = loss + self.training_config.loss.onsite_weight * onsite_loss(onsite)
         with torch.no_grad():
             one = torch.ones(1, dtype=torch.float64, device=loss.device)
             now = torch.cat([one, loss.reshape(1).double(), absolute_sums(prediction, batch)])
@@ -74,12 +84,23 @@ class TrainingModule(pl.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         """Forget the last validation."""
+        self.onsite_sums = torch.zeros_like(self.onsite_sums, device=self.device)
         self.validation_sums = torch.zeros_like(self.validation_sums, device=self.device)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one block of a left-out structure."""
-        prediction = self.network(batch.graph, batch.pairs)
+        prediction, onsite = self._predict(batch)
         self.validation_sums[batch.structure] += absolute_sums(prediction, batch)
+        if onsite is not None:
+            known = ~onsite.isnan()
+            squares = onsite.double().nan_to_num().square().sum(dim=1)
+            self.onsite_sums += torch.stack([squares, known.sum(dim=1).double()])
+
+    def _predict(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """Density at the points and errors of the on-site data."""
+        descriptors = self.network.spin_descriptors(batch.graph)
+        density = self.network.density(descriptors, batch.graph.numbers, batch.pairs)
+        return density, onsite_errors(self.network, descriptors, batch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run is compared with."""
@@ -119,6 +140,23 @@ def make_optimizer(config: OptimisationSection, parameters: list[torch.nn.Parame
             "install it with `pip install 'eac-density[lamb]'`, or take adamw."
         ) from error
     return Lamb(parameters, lr=rate, weight_decay=decay)
+
+
+def onsite_percents(sums: Tensor, names: Sequence[str]) -> dict[str, float]:
+    """Root mean square error of every block in percent of its spread, by name of the block.
+
+    Parameters
+    ----------
+    sums
+        (2, 1 or 2, blocks) Σ squares and numbers; blocks that never occurred are left out.
+    """
+    found = {}
+    for part, spin in enumerate(("", " spin")[: sums.shape[1]]):
+        for index, name in enumerate(names):
+            squares, count = sums[:, part, index].tolist()
+            if count:
+                found[f"{name}{spin}"] = 100 * (squares / count) ** 0.5
+    return found
 
 
 def nmae_percents(sums: Tensor) -> tuple[float, float | None]:

@@ -98,11 +98,8 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
     prints = [_fingerprint(train_sources), _fingerprint(validation_sources)]
     if state is not None:
         _check_same_run(config, prints, state)
-    elif network.superposition is not None and config.initialize_from is None:
-        error = network.fit_superposition(
-            superposition_samples(train_sources, config.data, config.seed)
-        )
-        log.info("superposed free atoms: ε_mae %.2f %%", error)
+    elif config.initialize_from is None:
+        _fit_tables(network, config, train_sources)
     if _is_first_process():
         files.directory.mkdir(parents=True, exist_ok=True)
         write_bytes(files.config, config.to_yaml().encode())
@@ -118,6 +115,16 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
     if state is None or state["global_step"] < config.optimisation.steps:
         _fit(config, files, network, train_sources, validation_sources, prints, state, save)
     return files.model
+
+
+def _fit_tables(network: EACNet, config: TrainingConfig, train: Sequence[Source]) -> None:
+    """What a network takes from the data before it is trained."""
+    if network.superposition is not None:
+        error = network.fit_superposition(superposition_samples(train, config.data, config.seed))
+        log.info("superposed free atoms: ε_mae %.2f %%", error)
+    if network.onsite is not None:
+        nowhere = np.empty(0, dtype=np.int64)
+        network.onsite.fit(source.select(nowhere) for source in train)
 
 
 def _fit(
@@ -142,8 +149,6 @@ def _fit(
         config,
         train_sources,
         validation_sources,
-        network.config.atom_cutoff,
-        network.config.point_cutoff,
         first_step=0 if state is None else state["global_step"],
     )
     with _quiet():

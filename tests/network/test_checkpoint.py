@@ -103,3 +103,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(network, tmp_path, 
         save_model(network, CARD, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_float64_weights_survive_the_round_trip_to_the_last_bit(tmp_path):
+    network = EACNet(NetworkConfig(elements=(1,), l_max=1, channels=2)).double()
+    with torch.no_grad():
+        network.embed.weight.add_(1e-12)
+    save_model(network, ModelCard(name="precise"), tmp_path / "m.safetensors")
+    loaded, _ = load_model(tmp_path / "m.safetensors")
+    assert torch.equal(loaded.embed.weight, network.embed.weight)

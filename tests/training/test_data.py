@@ -6,6 +6,7 @@ from eac_model.data.sample import DensitySample
 from eac_model.data.sampling import SamplingMixture
 from eac_model.errors import ConfigurationError, DensityFileError
 from eac_model.neighbors import point_pairs
+from eac_model.network import NetworkConfig
 from eac_model.training.data import (
     BatchBuilder,
     LoadedSource,
@@ -20,7 +21,8 @@ from .synthetic import config, gaussian_density, grid, scattered, store_of
 
 
 def builder(sources, cache=10**8):
-    return BatchBuilder(sources, 2.0, 2.5, torch.float64, cache)
+    network = NetworkConfig(elements=(1,), atom_cutoff=2.0, point_cutoff=2.5)
+    return BatchBuilder(sources, network, torch.float64, cache)
 
 
 def pairs_of(pairs):

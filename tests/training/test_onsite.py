@@ -1,0 +1,176 @@
+"""On-site data learned together with the density."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from eac_model.checkpoint import load_model
+from eac_model.data.sample import DensitySample
+from eac_model.errors import ConfigurationError
+from eac_model.network import EACNet, NetworkConfig
+from eac_model.onsite import OnsiteLayout
+from eac_model.training import train
+from eac_model.training.data import Batch, concatenate, onsite_rows
+from eac_model.training.losses import onsite_errors
+from eac_model.training.module import onsite_percents
+
+from .synthetic import config, scattered, store_of
+from .test_train import LAST, rows
+
+CHANNELS = {"H": [0], "O": [0, 1]}  # 1 and 6 numbers
+ONSITE = {"onsite": {"code": "VASP", "channels": CHANNELS}}
+LAYOUT = OnsiteLayout(code="VASP", channels=CHANNELS)
+
+
+def with_onsite(seed: int, spin: bool = False) -> DensitySample:
+    """Occupancies that are functions of the geometry, as real ones are."""
+    sample = scattered(seed)
+    oxygen, *hydrogens = sample.atoms.positions
+    bonds = np.array([h - oxygen for h in hydrogens])
+    lengths = np.linalg.norm(bonds, axis=1)
+    dipole = bonds.sum(axis=0)
+    tensor = np.array([0.0, *dipole[[1, 2, 0]], lengths.sum(), 0.1 * lengths.prod()])
+    # s1s1, s1p1 (three, in the order y, z, x), p1p1 L = 0 … and five of L = 2 left at a constant
+    blocks = (
+        np.concatenate([[2.0], tensor[1:4], [tensor[4]], np.zeros(5)]),
+        lengths[:1],
+        lengths[1:],
+    )
+    return DensitySample(
+        sample.atoms,
+        sample.density,
+        points=sample.points,
+        spin_density=0.1 * sample.density if spin else None,
+        onsite=blocks,
+        onsite_spin=tuple(0.5 * values for values in blocks) if spin else None,
+        provenance=sample.provenance,
+    )
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("onsite")
+    return store_of(folder / "frames", [with_onsite(seed) for seed in range(6)])
+
+
+def test_rows_of_missing_data_are_nan_and_spin_paired_data_have_no_difference():
+    sample = with_onsite(0)
+    found = onsite_rows(LAYOUT, sample)
+    assert found.shape == (2, 3, 10)
+    np.testing.assert_array_equal(found[0, 0], sample.onsite[0])
+    assert (found[1, 0] == 0).all()
+    assert np.isnan(found[:, 1, 1:]).all()
+    assert np.isnan(onsite_rows(LAYOUT, scattered(0))).all()
+
+
+def test_data_of_another_layout_are_refused():
+    with pytest.raises(ConfigurationError, match="O has 10 on-site numbers"):
+        onsite_rows(OnsiteLayout(code="VASP", channels={"H": (0,), "O": (0, 0)}), with_onsite(0))
+
+
+def test_batches_join_onsite_data_along_the_atoms():
+    rows_ = [torch.as_tensor(onsite_rows(LAYOUT, with_onsite(seed))) for seed in (0, 1)]
+    network = EACNet(NetworkConfig(elements=(1, 8), l_max=1, channels=2, interactions=1))
+    from eac_model.training.data import BatchBuilder, LoadedSource
+
+    builder = BatchBuilder(
+        [LoadedSource(with_onsite(0)), LoadedSource(with_onsite(1))],
+        network.config.model_copy(update={"onsite": LAYOUT}),
+        torch.float64,
+        0,
+    )
+    both = concatenate([builder.at_points(0), builder.at_points(1)])
+    assert torch.equal(both.onsite.nan_to_num(7), torch.cat(rows_, dim=1).nan_to_num(7))
+    assert builder.at_points(0, onsite=False).onsite is None
+
+
+def test_spin_models_are_compared_in_the_sum_and_the_difference():
+    torch.manual_seed(0)
+    network = EACNet(
+        NetworkConfig(
+            elements=(1, 8), l_max=2, channels=2, interactions=1, spin=True, onsite=LAYOUT
+        )
+    ).double()
+    network.onsite.fit([with_onsite(seed, spin=True) for seed in range(6)])
+    sample = with_onsite(0, spin=True)
+    sample.atoms.set_initial_magnetic_moments([1.0, 0.0, 0.0])
+    from eac_model.neighbors import atom_graph
+
+    graph = atom_graph(sample.atoms, 2.0, torch.float64)
+    descriptors = network.spin_descriptors(graph)
+    up, down = network.onsite_data(descriptors, graph.numbers)
+    exact = torch.stack([up + down, up - down]).detach()
+    batch = Batch(graph, None, torch.ones(1), torch.ones(1), torch.ones(1), onsite=exact)
+    assert onsite_errors(network, descriptors, batch).nan_to_num(0).max() < 1e-5
+    batch.onsite = exact + torch.tensor([[[0.0]], [[1.0]]])
+    errors = onsite_errors(network, descriptors, batch)
+    assert errors[0].nan_to_num(0).max() < 1e-5
+    assert errors[1].nan_to_num(0).max() > 0.1
+
+
+def test_structures_without_onsite_data_do_not_disturb_the_others(tmp_path):
+    mixed = [with_onsite(0), scattered(1), with_onsite(2), scattered(3)]
+    model = train(
+        config(
+            store_of(tmp_path / "mixed", mixed), network=ONSITE, data={"structures_per_batch": 2}
+        ),
+        tmp_path / "run",
+    )
+    weights = load_model(model)[0].state_dict()
+    assert all(torch.isfinite(value).all() for value in weights.values())
+
+
+def test_percents_are_root_mean_squares_and_leave_out_what_never_occurred():
+    sums = torch.tensor([[[0.08, 0.0]], [[2.0, 0.0]]], dtype=torch.float64)
+    assert onsite_percents(sums, ["a", "b"]) == pytest.approx({"a": 20.0})
+
+
+def test_the_errors_of_onsite_data_fall_and_are_logged(tmp_path, frames):
+    optimisation = {"steps": 150, "learning_rate": 0.02, "warmup_steps": 2}
+    loss = {"onsite_weight": 0.2}
+    network = {**ONSITE, "l_max": 2, "channels": 8, "interactions": 2}
+    model = train(
+        config(frames, network=network, optimisation=optimisation, loss=loss, validate_every=25),
+        tmp_path / "run",
+    )
+    found = [float(r["validation_onsite_percent"]) for r in rows(tmp_path / "run")
+             if r["validation_onsite_percent"]]  # fmt: skip
+    assert found[-1] < 0.6 * found[0]
+    with safe_open(model, "pt") as file:
+        blocks = json.loads(file.metadata()["card"])["training"]["validation_onsite_blocks_percent"]
+    # O s1s1 and O p1p1 L=2 never vary in these data: nothing is to be learned there.
+    assert set(blocks) == {"H s1s1 L=0", "O s1p1 L=1", "O p1p1 L=0"}
+
+
+def test_a_run_with_onsite_data_resumes_to_the_same_weights(tmp_path, frames, monkeypatch):
+    whole = train(config(frames, network=ONSITE), tmp_path / "whole")
+    from eac_model.training.module import TrainingModule
+
+    steps = 0
+    step = TrainingModule.training_step
+
+    def dies_at_eight(self, batch, batch_idx):
+        nonlocal steps
+        steps += 1
+        if steps == 8:
+            raise RuntimeError("power failure")
+        return step(self, batch, batch_idx)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TrainingModule, "training_step", dies_at_eight)
+        with pytest.raises(RuntimeError, match="power failure"):
+            train(config(frames, network=ONSITE), tmp_path / "broken")
+    assert (tmp_path / "broken" / LAST).exists()
+    resumed = train(config(frames, network=ONSITE), tmp_path / "broken", resume=True)
+    first, second = load_model(whole)[0].state_dict(), load_model(resumed)[0].state_dict()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first["onsite.spread_O"].min() < 1
+
+
+def test_training_data_without_onsite_data_are_refused(tmp_path):
+    frames = store_of(tmp_path / "bare", [scattered(seed) for seed in range(3)])
+    with pytest.raises(ConfigurationError, match="no on-site data of H"):
+        train(config(frames, network=ONSITE), tmp_path / "run")
