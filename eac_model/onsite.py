@@ -56,7 +56,7 @@ class OnsiteLayout(BaseModel):
     """Element symbol → l of every projector channel, in the order of the PAW data set:
     ``{H: [0, 0, 1], O: [0, 0, 1, 1]}``."""
     l_max: Annotated[int, Field(ge=0)] | None = None
-    """``VASP``: highest L that is written (LMAXMIX); None: all."""
+    """``VASP``: highest L of numbers that are not zero (LMAXMIX of the calculations); None: all."""
     datasets: dict[str, str] = Field(default_factory=dict)
     """Element symbol → name of the PAW data set. Occupancies are numbers of one data set and mean
     nothing in another, even with the same channels."""
@@ -137,13 +137,7 @@ def _blocks(code: Code, channels: Channels, l_max: int | None) -> tuple[OnsiteBl
 def _basis(code: Code, channels: Channels, l_max: int | None) -> NDArray[np.float64]:
     columns = sum(2 * product[2] + 1 for product in _products(code, channels, l_max))
     if code == "VASP":
-        matrix = np.zeros((columns, columns))
-        start = 0
-        for *_, l_total in _products(code, channels, l_max):
-            part = slice(start, start + 2 * l_total + 1)
-            matrix[part, part] = axes_of_codes(l_total)
-            start = part.stop
-        return matrix
+        return _basis_of_vasp(channels, l_max, columns)
     first = np.cumsum([0, *(2 * l + 1 for l in channels)])
     matrix = np.zeros((first[-1], first[-1], columns))
     start = 0
@@ -175,6 +169,19 @@ def _products(code: Code, channels: Channels, l_max: int | None) -> Iterator[tup
             for l_total in range(abs(l_i - l_j), l_i + l_j + 1, step):
                 if l_max is None or l_total <= l_max:
                     yield i, j, l_total
+
+
+def _basis_of_vasp(channels: Channels, l_max: int | None, columns: int) -> NDArray[np.float64]:
+    everything = [product[2] for product in _products("VASP", channels, None)]
+    matrix = np.zeros((sum(2 * l_total + 1 for l_total in everything), columns))
+    row = column = 0
+    for l_total in everything:
+        width = 2 * l_total + 1
+        if l_max is None or l_total <= l_max:
+            matrix[row : row + width, column : column + width] = axes_of_codes(l_total)
+            column += width
+        row += width
+    return matrix
 
 
 @lru_cache(maxsize=16)

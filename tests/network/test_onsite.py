@@ -60,10 +60,17 @@ def test_vasp_blocks_of_water_stand_where_real_files_have_them():
     assert [starts[n] for n in ("p1p1 L=2", "p1p2 L=0", "p2p2 L=0", "p2p2 L=2")] == [16, 21, 27, 28]
 
 
-def test_vasp_leaves_out_what_lies_above_lmaxmix():
+def test_what_lies_above_lmaxmix_is_zero_in_blocks_of_full_length():
     everything, mixed = layout(), layout(l_max=2)
-    assert everything.size("O") - mixed.size("O") == 9 + 7 + 7  # d1d1 L=4, p1d1 and p2d1 L=3
+    assert everything.size("O") == mixed.size("O") == 78
     assert all(block.irrep.l <= 2 for block in mixed.blocks("O"))
+    left_out = everything.irreps("O").dim - mixed.irreps("O").dim
+    assert left_out == 9 + 7 + 7  # d1d1 L=4, p1d1 and p2d1 L=3
+    assert (np.abs(mixed.basis("O")).sum(axis=1) == 0).sum() == left_out
+
+
+def test_molybdenum_has_as_many_numbers_as_in_files_of_vasp():
+    assert layout(channels={"Mo": (2, 2, 0, 0, 1, 1)}, l_max=2).size("Mo") == 138
 
 
 def test_gpaw_irreps_span_exactly_the_symmetric_matrices():
