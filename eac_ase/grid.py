@@ -85,7 +85,10 @@ class DensityGrid:
 
     @classmethod
     def from_sample(cls, sample: DensitySample) -> DensityGrid:
-        """The grid of a sample as the readers of :mod:`eac_model.data` return it."""
+        """The grid of a sample as the readers of :mod:`eac_model.data` return it.
+
+        Of a non-collinear sample the total density; ``magnetization`` stays in the sample.
+        """
         if not sample.is_grid:
             raise GridError(
                 f"This sample holds {len(sample.density)} scattered points, not a grid."
@@ -119,6 +122,8 @@ class DensityGrid:
     @classmethod
     def read(cls, path: str | Path) -> DensityGrid:
         """Read CHGCAR, cube, GPAW ``.gpw`` or ``.h5``; the grid begins at the origin.
+
+        Of non-collinear files the total density is kept, see :meth:`from_sample`.
 
         Raises
         ------

@@ -1,9 +1,12 @@
-"""VASP's CHGCAR and CHG files.
+"""VASP's CHGCAR, CHG, AECCAR and PARCHG files.
 
-Layout: a POSCAR header; a blank line; the grid dimensions; density × cell volume, the first
-index running fastest; blocks of augmentation occupancies (on-site PAW data) in the order of the
-atoms. Spin-polarised files go on with the atoms' initial moments (MAGMOM), the dimensions again,
-ρ↑ − ρ↓ in the same way, and its occupancies.
+Layout (`VASP wiki, CHGCAR <https://www.vasp.at/wiki/CHGCAR>`_, checked on files of VASP 5 and 6):
+a POSCAR header; a blank line; the grid dimensions; density × cell volume, the first index running
+fastest; blocks of augmentation occupancies (on-site PAW data) in the order of the atoms, and of
+non-collinear and some other runs their imaginary parts. Spin-polarised files go on with a number
+per atom (MAGMOM), the dimensions again, ρ↑ − ρ↓ in the same way, and its occupancies.
+Non-collinear files have three such sections instead, the magnetisation along x, y and z. CHG files
+hold the grids alone.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from __future__ import annotations
 import gzip
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import BinaryIO, cast
@@ -21,36 +25,56 @@ from ase.data import atomic_numbers
 from numpy.typing import NDArray
 
 from eac_model.data.fortran import format_rows
-from eac_model.data.sample import DensityKind, DensitySample, Provenance
+from eac_model.data.sample import DensityKind, DensitySample, Magnetization, Provenance
 from eac_model.data.textfile import NumberedText
 from eac_model.errors import DensityFileError, GridError
 from eac_model.files import replacing
 
-Occupancies = tuple[NDArray[np.float64], ...]
+Occupancies = tuple[NDArray[np.floating], ...]
+"""Augmentation occupancies of every atom, in the order VASP writes them."""
+
+Shape = tuple[int, int, int]
 
 _AUGMENTATION = "augmentation occupancies"
 _IMAGINARY = "(imaginary part)"
 _SYMBOL = re.compile(r"([A-Z][a-z]?)(?![a-z])")
+_DECIMAL = re.compile(r"\s*[-+]?\d*\.\d")
 _PARTIAL = ("AECCAR", "PARCHG")
-_NOT_DENSITIES = ("LOCPOT", "ELFCAR")
+_NOT_DENSITIES = ("LOCPOT", "ELFCAR", "TAUCAR")
 _BLOCK = 5 * 2**16
 
 
+@dataclass(frozen=True)
+class OnsiteSection:
+    """What stands behind a grid."""
+
+    occupancies: Occupancies | None = None
+    """Augmentation occupancies, or their real parts; None if there are none."""
+    imaginary: Occupancies | None = None
+    """Their imaginary parts, if there are any."""
+    moments: NDArray[np.float64] | None = None
+    """The numbers per atom between this grid and the next: shape (a,) or (3 a,)."""
+
+
 def read_chgcar(path: str | Path) -> DensitySample:
-    """Read a CHGCAR or CHG file, plain or gzipped.
+    """Read a CHGCAR, CHG, AECCAR or PARCHG file, plain or gzipped.
 
     Parameters
     ----------
     path
-        File of one structure, spin-paired or collinear.
+        File of one structure: spin-paired, collinear or non-collinear, of VASP 4, 5 or 6.
 
     Returns
     -------
     DensitySample
-        Valence density in e/Å³ (the file's values over the volume of its cell). A second grid
-        becomes ``spin_density``, the augmentation occupancies ``onsite`` and ``onsite_spin``,
-        MAGMOM the initial magnetic moments. The imaginary parts of the occupancies that newer
-        versions of VASP append are read over.
+        Density in e/Å³ (the file's values over the volume of its cell). The second of two grids
+        becomes ``spin_density``, the second to fourth of four ``magnetization``; the augmentation
+        occupancies become ``onsite``, ``onsite_spin`` or ``magnetization.onsite``, and their
+        imaginary parts, if there are any, ``onsite_imaginary``. MAGMOM of collinear files becomes
+        the initial magnetic moments; the numbers per atom in non-collinear files are not vectors,
+        and are kept only where there are three an atom.
+        The kind of the density is ``valence``, and ``unknown`` for AECCAR and PARCHG by name; see
+        :func:`read_all_electron`.
 
     Raises
     ------
@@ -59,51 +83,108 @@ def read_chgcar(path: str | Path) -> DensitySample:
 
     Notes
     -----
-    A file cut off exactly between two of its sections is a valid shorter file: without on-site
-    data, or without spin.
+    What follows the first grid is optional in this format. A file cut off exactly behind the first
+    grid, or behind its occupancies or their real parts, is therefore a valid shorter file: without
+    on-site data, spin or imaginary parts. Every other cut is an error: further grids must have
+    the occupancies the first one has.
     """
     path = Path(path)
     if path.name.upper().startswith(_NOT_DENSITIES):
-        raise DensityFileError(f"{path}: LOCPOT and ELFCAR files hold no density.")
+        raise DensityFileError(f"{path}: LOCPOT, ELFCAR and TAUCAR files hold no electron density.")
     text = NumberedText(path)
     atoms, line = _read_header(text)
     shape, line = _read_dimensions(text, line)
-    total, line = _read_grid(text, line, shape, atoms)
-    onsite, line = read_occupancies(text, line, len(atoms))
-    magmoms, line = _read_moments(text, line, shape, len(atoms))
-
-    spin = onsite_spin = None
-    if _is_dimensions(text, line, shape):
-        spin, line = _read_grid(text, line + 1, shape, atoms)
-        onsite_spin, line = read_occupancies(text, line, len(atoms))
-        if onsite and not onsite_spin:
-            text.fail(
-                len(text) - 1, "the spin density has no augmentation occupancies. Is it truncated?"
-            )
-    elif magmoms is not None:
-        text.fail(
-            min(line, len(text) - 1),
-            f"expected {shape[0]} {shape[1]} {shape[2]} and the spin density after the magnetic "
-            "moments. Is the file truncated?",
-        )
-    if magmoms is not None:
-        atoms.set_initial_magnetic_moments(magmoms)
-    line = _skip_blank(text, line)
-    if _is_dimensions(text, line, shape):
-        text.fail(line, "a third grid: densities of non-collinear calculations are not supported.")
-    if line < len(text):
-        text.fail(
-            line, f"unexpected {text.line(line)[:40]!r}. Files of several structures are not read."
-        )
+    grids: list[NDArray[np.float64]] = []
+    sections: list[OnsiteSection] = []
+    while True:
+        grid, line = _read_grid(text, line, shape, atoms)
+        section, line = read_onsite(text, line, len(atoms))
+        grids.append(grid)
+        sections.append(section)
+        _check_section(text, min(line, len(text)) - 1, sections)
+        if len(grids) == 4 or not _is_dimensions(text, line, shape):
+            break
+        line += 1
+    _check_end(text, line, shape, sections)
     kind: DensityKind = "unknown" if path.name.upper().startswith(_PARTIAL) else "valence"
+    provenance = Provenance(code="VASP", density_kind=kind, source=path.name)
+    return assemble(atoms, grids, sections, provenance)
+
+
+def assemble(
+    atoms: Atoms,
+    grids: Sequence[NDArray[np.floating]],
+    sections: Sequence[OnsiteSection],
+    provenance: Provenance,
+) -> DensitySample:
+    """Sample of one, two or four grids in e/Å³ and what stands behind each of them."""
+    occupancies = [section.occupancies for section in sections]
+    present = [one for one in occupancies if one is not None]
+    imaginary = tuple(s.imaginary for s in sections if s.imaginary is not None)
+    moments = sections[0].moments
+    if moments is not None and len(grids) == 2 and len(moments) == len(atoms):
+        atoms.set_initial_magnetic_moments(moments)
+    if moments is not None and len(moments) == 3 * len(atoms) > 0:
+        atoms.set_initial_magnetic_moments(moments.reshape(-1, 3))
+    magnetization = None
+    if len(grids) == 4:
+        magnetization = Magnetization(
+            density=np.stack(grids[1:]), onsite=tuple(present[1:]) or None
+        )
     return DensitySample(
         atoms=atoms,
-        density=total,
-        spin_density=spin,
-        onsite=onsite,
-        onsite_spin=onsite_spin,
-        provenance=Provenance(code="VASP", density_kind=kind, source=path.name),
+        density=grids[0],
+        spin_density=grids[1] if len(grids) == 2 else None,
+        onsite=occupancies[0],
+        onsite_spin=occupancies[1] if len(grids) == 2 else None,
+        provenance=provenance,
+        magnetization=magnetization,
+        onsite_imaginary=imaginary or None,
     )
+
+
+def read_all_electron(
+    core: str | Path = "AECCAR0", valence: str | Path = "AECCAR2"
+) -> DensitySample:
+    """All-electron density of a calculation with ``LAECHG``: AECCAR0 + AECCAR2.
+
+    Parameters
+    ----------
+    core
+        AECCAR0, the core electrons.
+    valence
+        AECCAR2, the valence electrons with their nodes at the nuclei.
+
+    Returns
+    -------
+    DensitySample
+        Of the kind ``all-electron``. Close to the nuclei the grid is too coarse for the core, so
+        that its integral is the number of electrons only on fine grids.
+
+    Raises
+    ------
+    DensityFileError
+        If a file is damaged, or if they differ in grid or structure.
+    """
+    first, second = read_chgcar(core), read_chgcar(valence)
+    if first.density.shape != second.density.shape:
+        raise DensityFileError(
+            f"{core} and {valence} have different grids: {first.density.shape}, "
+            f"{second.density.shape}."
+        )
+    same = np.array_equal(first.atoms.numbers, second.atoms.numbers)
+    if not (
+        same
+        and np.allclose(first.atoms.cell, second.atoms.cell, atol=1e-4)
+        and np.allclose(first.atoms.positions, second.atoms.positions, atol=1e-4)
+    ):
+        raise DensityFileError(f"{core} and {valence} belong to different structures.")
+    provenance = replace(
+        second.provenance,
+        density_kind="all-electron",
+        source=f"{first.provenance.source} + {second.provenance.source}",
+    )
+    return replace(second, density=first.density + second.density, provenance=provenance)
 
 
 def write_chgcar(
@@ -133,8 +214,8 @@ def write_chgcar(
     Raises
     ------
     GridError
-        If there is no full grid or no cell, if values are not finite, or if the on-site data are
-        not one flat array an atom.
+        If there is no full grid or no cell, if values are not finite, if the on-site data are not
+        one flat array an atom, or if the sample is non-collinear.
     """
     atoms = sample.atoms
     if not sample.is_grid:
@@ -142,20 +223,12 @@ def write_chgcar(
     volume = abs(float(np.linalg.det(atoms.cell.array)))
     if volume < 1e-6 or len(atoms) == 0:
         raise GridError("A CHGCAR file needs atoms and a cell of three independent vectors.")
-    for occupancies in (sample.onsite, sample.onsite_spin):
-        if occupancies is not None and (
-            len(occupancies) != len(atoms) or any(np.ndim(one) != 1 for one in occupancies)
-        ):
-            raise GridError(
-                "On-site data for a CHGCAR are one flat array an atom in VASP's order; "
-                "those of other codes do not fit."
-            )
-    if sample.spin_density is not None and (sample.onsite is None) != (sample.onsite_spin is None):
+    if sample.magnetization is not None or atoms.get_initial_magnetic_moments().ndim != 1:
         raise GridError(
-            "A spin-polarised CHGCAR file has on-site data for both grids or for none of them."
+            "Densities or moments of non-collinear calculations are read, but not written. For the "
+            "total density alone, replace magnetization by None and remove the moments."
         )
-    if atoms.get_initial_magnetic_moments().ndim != 1:
-        raise GridError("Non-collinear magnetic moments do not fit a collinear CHGCAR file.")
+    onsite = onsite_sections(sample)
     path = Path(path)
     with (
         replacing(path) as temporary,
@@ -164,14 +237,71 @@ def write_chgcar(
         out = cast(BinaryIO, stream)
         out.write(_header(atoms, comment).encode("ascii", "replace"))
         _write_grid(out, sample.density, volume, progress)
-        _write_occupancies(out, sample.onsite)
+        out.write(format_onsite(onsite[0]))
         if sample.spin_density is not None:
-            # without occupancies other readers take the moments for the next structure
-            if sample.onsite is not None:
-                moments = atoms.get_initial_magnetic_moments()
-                out.write(format_rows(moments, per_line=5, digits=12, width=20))
             _write_grid(out, sample.spin_density, volume, progress)
-            _write_occupancies(out, sample.onsite_spin)
+            out.write(format_onsite(onsite[1]))
+
+
+def onsite_sections(sample: DensitySample) -> list[OnsiteSection]:
+    """What VASP's text formats hold behind each of the one, two or four grids of a sample.
+
+    Raises
+    ------
+    GridError
+        If the on-site data are not one flat array an atom, or those of one grid are missing.
+    """
+    atoms = sample.atoms
+    parts = [sample.onsite]
+    if sample.spin_density is not None:
+        parts.append(sample.onsite_spin)
+    if sample.magnetization is not None:
+        parts += sample.magnetization.onsite or (None, None, None)
+    imaginary = sample.onsite_imaginary or ()
+    for occupancies in (*parts, *imaginary):
+        if occupancies is not None and (
+            len(occupancies) != len(atoms) or any(np.ndim(one) != 1 for one in occupancies)
+        ):
+            raise GridError(
+                "On-site data for a CHGCAR are one flat array an atom in VASP's order; "
+                "those of other codes do not fit."
+            )
+    if any((one is None) != (sample.onsite is None) for one in parts):
+        raise GridError(
+            "A spin-polarised CHGCAR file has on-site data for all grids or for none of them."
+        )
+    if imaginary and (sample.onsite is None or len(imaginary) != len(parts)):
+        raise GridError("The imaginary parts do not fit the on-site data.")
+    sections = [
+        OnsiteSection(occupancies, imaginary[i] if imaginary else None)
+        for i, occupancies in enumerate(parts)
+    ]
+    # without occupancies other readers take the moments for the next structure
+    if len(parts) == 2 and sample.onsite is not None:
+        moments = atoms.get_initial_magnetic_moments()
+        sections[0] = replace(sections[0], moments=moments)
+    return sections
+
+
+def format_onsite(section: OnsiteSection) -> bytes:
+    """Text of augmentation occupancies, imaginary parts and moments, as VASP writes them."""
+    parts = _format_blocks(_AUGMENTATION, section.occupancies or ())
+    parts += _format_blocks(f"{_AUGMENTATION} {_IMAGINARY}", section.imaginary or ())
+    if section.moments is not None:
+        parts.append(format_rows(section.moments, per_line=5, digits=12, width=20))
+    return b"".join(parts)
+
+
+def _format_blocks(title: str, blocks: Occupancies) -> list[bytes]:
+    sizes = [len(values) for values in blocks]
+    rows: list[bytes] = [b""] * len(blocks)
+    for size in set(sizes) - {0}:
+        alike = [i for i, other in enumerate(sizes) if other == size]
+        text = format_rows(np.stack([blocks[i] for i in alike]), per_line=5, digits=7, width=15)
+        length = len(text) // len(alike)
+        for place, i in enumerate(alike):
+            rows[i] = text[place * length : (place + 1) * length]
+    return [f"{title}{i + 1:4d}{sizes[i]:4d}\n".encode() + row for i, row in enumerate(rows)]
 
 
 def _read_header(text: NumberedText) -> tuple[Atoms, int]:
@@ -234,12 +364,17 @@ def _integers(line: str) -> list[int]:
     return []
 
 
+def element_of(species: str) -> str | None:
+    """Element of a species name such as ``Fe``, ``Fe_pv`` or ``Fe/0a1b2c3d``; None if none."""
+    match = _SYMBOL.match(species)
+    return match.group(1) if match is not None and match.group(1) in atomic_numbers else None
+
+
 def _symbol(text: NumberedText, line: int, token: str) -> str:
-    """Element of a species name such as ``Fe``, ``Fe_pv`` or ``Fe/0a1b2c3d``."""
-    match = _SYMBOL.match(token)
-    if match is None or match.group(1) not in atomic_numbers:
+    found = element_of(token)
+    if found is None:
         text.fail(line, f"{token[:40]!r} is not an element.")
-    return match.group(1)
+    return found
 
 
 def _symbols_of_comment(text: NumberedText, count: int) -> list[str]:
@@ -259,7 +394,7 @@ def _skip_blank(text: NumberedText, line: int) -> int:
     return line
 
 
-def _read_dimensions(text: NumberedText, line: int) -> tuple[tuple[int, int, int], int]:
+def _read_dimensions(text: NumberedText, line: int) -> tuple[Shape, int]:
     line = _skip_blank(text, line)
     found = _integers(text.line(line))
     if len(found) != 3 or min(found) < 1:
@@ -267,22 +402,21 @@ def _read_dimensions(text: NumberedText, line: int) -> tuple[tuple[int, int, int
     return (found[0], found[1], found[2]), line + 1
 
 
-def _is_dimensions(text: NumberedText, line: int, shape: tuple[int, int, int]) -> bool:
+def _is_dimensions(text: NumberedText, line: int, shape: Shape) -> bool:
     return line < len(text) and _integers(text.line(line)) == list(shape)
 
 
 def _read_grid(
-    text: NumberedText, line: int, shape: tuple[int, int, int], atoms: Atoms
+    text: NumberedText, line: int, shape: Shape, atoms: Atoms
 ) -> tuple[NDArray[np.float64], int]:
     count = shape[0] * shape[1] * shape[2]
     values, line = text.numbers(line, count, "grid values")
-    grid = np.ascontiguousarray(values.reshape(shape, order="F"))
-    grid /= atoms.get_volume()
-    return grid, line
+    values /= atoms.get_volume()
+    return np.ascontiguousarray(values.reshape(shape, order="F")), line
 
 
-def read_occupancies(text: NumberedText, line: int, n_atoms: int) -> tuple[Occupancies | None, int]:
-    """Read blocks of augmentation occupancies, if there are any at this line.
+def read_onsite(text: NumberedText, line: int, n_atoms: int) -> tuple[OnsiteSection, int]:
+    """Read the augmentation occupancies and the numbers per atom behind a grid, if there are any.
 
     Parameters
     ----------
@@ -293,53 +427,96 @@ def read_occupancies(text: NumberedText, line: int, n_atoms: int) -> tuple[Occup
 
     Returns
     -------
-    occupancies
-        Real parts, one array an atom; None if there are none.
+    section
+        What there is.
     next
-        Index of the line after them, blank lines skipped.
+        Index of the line after it, blank lines skipped.
     """
+    blocks, line = _read_blocks(text, line, n_atoms, _AUGMENTATION)
+    imaginary, line = _read_blocks(text, line, n_atoms, f"{_AUGMENTATION} {_IMAGINARY}")
+    moments = None
+    if line < len(text) and _DECIMAL.match(text.line(line)):
+        if not blocks:
+            text.fail(line, "more numbers than the grid has points.")
+        count, after = 0, line
+        while after < len(text) and count <= 3 * n_atoms and _DECIMAL.match(text.line(after)):
+            count += len(text.line(after).split())
+            after += 1
+        if count not in (n_atoms, 3 * n_atoms):
+            text.fail(line, f"{count} magnetic moments, or more, for {n_atoms} atoms.")
+        moments, after = text.numbers(line, count, "magnetic moments")
+        line = _skip_blank(text, after)
+    return OnsiteSection(blocks or None, imaginary or None, moments), line
+
+
+def _read_blocks(
+    text: NumberedText, line: int, n_atoms: int, title: str
+) -> tuple[Occupancies, int]:
+    """Blocks of all atoms under a title, or none; and the next line that is not blank."""
+    blocks: list[NDArray[np.floating]] = []
     line = _skip_blank(text, line)
-    blocks: list[NDArray[np.float64]] = []
-    imaginary = 0
-    while line < len(text) and text.line(line).startswith(_AUGMENTATION):
-        rest = text.line(line)[len(_AUGMENTATION) :].strip()
-        is_imaginary = rest.startswith(_IMAGINARY)
-        expected = imaginary if is_imaginary else len(blocks)
-        announced = _integers(rest.removeprefix(_IMAGINARY))
-        if len(announced) != 2 or announced[0] != expected + 1 or announced[1] < 0:
-            text.fail(line, f"expected the {_AUGMENTATION} of atom {expected + 1} and their count.")
-        values, line = text.numbers(line + 1, announced[1], _AUGMENTATION)
-        if is_imaginary:
-            imaginary += 1
-        else:
-            blocks.append(values)
+    while line < len(text) and text.line(line).lstrip().startswith(title):
+        rest = text.line(line).lstrip()[len(title) :]
+        if rest.lstrip().startswith(_IMAGINARY):
+            break
+        # Fortran's four columns overflow from atom 10000 on
+        announced = _integers(rest.replace("****", f" {len(blocks) + 1} ", 1))
+        if len(announced) != 2 or announced[0] != len(blocks) + 1 or announced[1] < 0:
+            text.fail(line, f"expected the {title} of atom {len(blocks) + 1} and their count.")
+        if len(blocks) == n_atoms:
+            text.fail(line, f"{title} of more than the {n_atoms} atoms.")
+        values, line = text.numbers(line + 1, announced[1], title)
+        blocks.append(values)
         line = _skip_blank(text, line)
-    if len(blocks) not in (0, n_atoms) or imaginary not in (0, n_atoms):
+    if len(blocks) not in (0, n_atoms):
         text.fail(
             min(line, len(text) - 1),
-            f"{_AUGMENTATION} end after atom {imaginary or len(blocks)} of {n_atoms}. "
-            "Is the file truncated?",
+            f"{title} end after atom {len(blocks)} of {n_atoms}. Is the file truncated?",
         )
-    return (tuple(blocks) or None), line
+    return tuple(blocks), line
 
 
-def _read_moments(
-    text: NumberedText, line: int, shape: tuple[int, int, int], n_atoms: int
-) -> tuple[NDArray[np.float64] | None, int]:
-    """MAGMOM of every atom, which VASP puts before the spin density."""
-    if line >= len(text) or _is_dimensions(text, line, shape):
-        return None, line
-    first = text.line(line).split()[0]
-    if not re.match(r"[-+]?\d*\.\d", first):
-        return None, line
-    values, after = text.numbers(line, n_atoms, "magnetic moments")
-    if after < len(text) and re.match(r"\s*[-+]?\d*\.\d", text.line(after)):
+def _check_section(text: NumberedText, line: int, sections: Sequence[OnsiteSection]) -> None:
+    """Every grid must be followed by what follows the first one."""
+    first, last = sections[0], sections[-1]
+    for kind, expected, found in (
+        ("augmentation occupancies", first.occupancies, last.occupancies),
+        ("imaginary parts of the occupancies", first.imaginary, last.imaginary),
+    ):
+        if [len(one) for one in expected or ()] != [len(one) for one in found or ()]:
+            text.fail(
+                line,
+                f"the {kind} of grid {len(sections)} are missing or of other sizes than those of "
+                "the first grid. Is the file truncated?",
+            )
+    if first.imaginary and [len(one) for one in first.imaginary] != [
+        len(one) for one in first.occupancies or ()
+    ]:
+        text.fail(line, "real and imaginary parts of the occupancies differ in size.")
+
+
+def _check_end(
+    text: NumberedText, line: int, shape: Shape, sections: Sequence[OnsiteSection]
+) -> None:
+    dimensions = " ".join(map(str, shape))
+    if sections[-1].moments is not None:
         text.fail(
-            after,
-            f"more than {n_atoms} magnetic moments: densities of non-collinear calculations "
-            "are not supported.",
+            min(line, len(text) - 1),
+            f"expected {dimensions} and the spin density after the magnetic moments. Is the file "
+            "truncated?",
         )
-    return values, _skip_blank(text, after)
+    if line < len(text):
+        text.fail(
+            line,
+            f"unexpected {text.line(line)[:40]!r} after grid {len(sections)}. Files of several "
+            "structures are not read: split them.",
+        )
+    if len(sections) == 3:
+        text.fail(
+            line - 1,
+            "the file ends after three grids; spin-paired, collinear and non-collinear files have "
+            "1, 2 and 4. Is it truncated?",
+        )
 
 
 def _header(atoms: Atoms, comment: str) -> str:
@@ -364,12 +541,8 @@ def _write_grid(
     flat = np.ravel(grid, order="F")
     for start in range(0, len(flat), _BLOCK):
         block = flat[start : start + _BLOCK].astype(np.float64) * volume
-        out.write(format_rows(block, per_line=5, digits=11, width=18))
+        text = format_rows(block, per_line=5, digits=11, width=18)
+        # VASP leaves two blanks at the end of an incomplete line
+        out.write(text if len(block) % 5 == 0 else text[:-1] + b"  \n")
         if progress is not None:
             progress(len(block))
-
-
-def _write_occupancies(out: BinaryIO, occupancies: Sequence[NDArray] | None) -> None:
-    for index, values in enumerate(occupancies or ()):
-        out.write(f"{_AUGMENTATION}{index + 1:4d}{len(values):4d}\n".encode())
-        out.write(format_rows(values, per_line=5, digits=7, width=15))

@@ -34,8 +34,8 @@ def read_gpw(path: str | Path, *, onsite: bool = True) -> DensitySample:
     -------
     DensitySample
         ``density`` is ñ in e/Å³ on the coarse grid; along directions without periodicity its
-        first layer is zero, as in ``get_pseudo_density(pad=True)``. ``onsite`` holds D_a of shape
-        (s, i, i), s = 1 (both spins together) or 2 (up, down).
+        first layer is zero, as in ``get_pseudo_density(pad=True)``. ``onsite`` holds D_a of
+        shape (i, i), both spins together, ``onsite_spin`` up minus down.
 
     Raises
     ------
@@ -87,11 +87,13 @@ def _read(reader: Any, path: Path, onsite: bool) -> DensitySample:
     symbols = sorted(set(atoms.get_chemical_symbols()))
     known = functional in _PLAIN_FUNCTIONALS and "setups" not in reader.parameters
     spin_polarised = len(grids) == 2
+    matrices = _read_matrices(reader, atoms, path) if onsite else ()
     return DensitySample(
         atoms=atoms,
         density=grids.sum(axis=0),
         spin_density=grids[0] - grids[1] if spin_polarised else None,
-        onsite=_read_matrices(reader, atoms, path) if onsite else None,
+        onsite=tuple(d.sum(axis=0) for d in matrices) or None,
+        onsite_spin=tuple(d[0] - d[1] for d in matrices if spin_polarised) or None,
         provenance=Provenance(
             code=f"GPAW {reader.get('gpaw_version', '')}".strip(),
             functional=functional,

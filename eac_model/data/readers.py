@@ -17,9 +17,13 @@ from eac_model.data.sample_file import FORMAT, read_sample
 from eac_model.data.sampled_h5 import GROUP, read_sampled_h5
 from eac_model.data.store import DensityStore
 from eac_model.data.textfile import read_bytes
+from eac_model.data.vaspwave import CHARGE, read_vaspwave
 from eac_model.errors import DensityFileError, EACError
 
-_KNOWN = "CHGCAR and CHG, cube, .gpw, and .h5 of this program or of the EAC-Net reference code"
+_KNOWN = (
+    "CHGCAR and CHG, vaspwave.h5, cube, .gpw, and .h5 of this program or of the EAC-Net reference "
+    "code"
+)
 
 
 @dataclass(frozen=True)
@@ -50,8 +54,8 @@ def read_density(path: str | Path) -> DensitySample:
     Parameters
     ----------
     path
-        CHGCAR or CHG (VASP), cube, .gpw (GPAW), or an .h5 file of this program or of the EAC-Net
-        reference code; text files may be gzipped.
+        CHGCAR, CHG, AECCAR, PARCHG or vaspwave.h5 (VASP), cube, .gpw (GPAW), or an .h5 file of
+        this program or of the EAC-Net reference code; text files may be gzipped.
 
     Raises
     ------
@@ -144,15 +148,24 @@ def _read_h5(path: Path) -> DensitySample:
         with h5py.File(path, "r", locking=False) as file:
             kind = file.attrs.get("format")
             sampled = GROUP in file
+            vasp = CHARGE in file
+            results = "results" in file and "version" in file
     except (OSError, RuntimeError, KeyError) as error:
         raise DensityFileError(f"{path}: a damaged HDF5 file ({error}).") from error
     if kind == FORMAT:
         return read_sample(path)
     if sampled:
         return read_sampled_h5(path)
+    if vasp:
+        return read_vaspwave(path)
+    if results:
+        raise DensityFileError(
+            f"{path}: VASP's HDF5 output without a density, which is in vaspwave.h5 if INCAR has "
+            "LH5 or LCHARGH5 = .TRUE."
+        )
     raise DensityFileError(
         f"{path}: an HDF5 file without a density: neither the attribute format={FORMAT!r} nor the "
-        f"group {GROUP!r} is there."
+        f"group {GROUP!r} nor the data set {CHARGE!r} is there."
     )
 
 

@@ -14,6 +14,12 @@ points              (p, 3), of point samples                            Å
 onsite, onsite_spin groups: ``values``, all numbers one after the
                     other; ``shapes`` (a, ndim), if any
 sampling            group: the :class:`SamplingMap` of a grid
+free_atoms          group: ``density``, ``spin_density``, ``onsite``    e/Å³
+                    and ``onsite_spin`` of the code's superposition of
+                    free atoms, if any
+calculation         group: the arrays of :class:`Calculation`, its
+                    numbers, settings and data sets as the JSON
+                    attribute ``facts``, if any
 =================== =================================================== =====
 
 The provenance (JSON) and the number of electrons are attributes of the root. Grids are stored in
@@ -26,7 +32,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +41,13 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from eac_model.data.sample import DensitySample, Provenance
+from eac_model.data.sample import (
+    Calculation,
+    DensitySample,
+    FreeAtoms,
+    PawDataset,
+    Provenance,
+)
 from eac_model.data.sampling import SamplingMap
 from eac_model.errors import DensityFileError, EACError, GridError
 from eac_model.files import replacing
@@ -53,6 +65,8 @@ def write_sample(
 
     Densities are rounded to float32. Of the atoms, numbers, positions, cell, pbc and initial
     magnetic moments are kept; of on-site data, real numbers.
+    Of non-collinear samples the total density is kept, not the magnetisation; of VASP's on-site
+    data, not the imaginary parts.
 
     Parameters
     ----------
@@ -68,7 +82,9 @@ def write_sample(
     GridError
         If values are not finite.
     """
-    for values in (sample.density, sample.spin_density, sample.points):
+    free = sample.free_atoms
+    in_free = () if free is None else (free.density, free.spin_density)
+    for values in (sample.density, sample.spin_density, sample.points, *in_free):
         if values is not None and not np.isfinite(values).all():
             raise GridError("The density holds NaN or infinite values and is not written.")
     # From version 1.10 of the format on, the indices of many chunks are small and quick. The root
@@ -93,6 +109,15 @@ def write_sample(
             _write_values(file, "spin_density", sample.spin_density)
         _write_arrays(file, "onsite", sample.onsite)
         _write_arrays(file, "onsite_spin", sample.onsite_spin)
+        if free is not None:
+            group = file.create_group("free_atoms")
+            _write_values(group, "density", free.density)
+            if free.spin_density is not None:
+                _write_values(group, "spin_density", free.spin_density)
+            _write_arrays(group, "onsite", free.onsite)
+            _write_arrays(group, "onsite_spin", free.onsite_spin)
+        if sample.calculation is not None:
+            _write_calculation(file.create_group("calculation"), sample.calculation)
         if sample.points is not None:
             file.create_dataset("points", data=np.asarray(sample.points), **_COMPRESSED)
         else:
@@ -153,8 +178,23 @@ class SampleFile:
             points=file["points"][...] if "points" in file else None,
             density=file["density"][...],
             spin_density=file["spin_density"][...] if self.has_spin else None,
+            free_atoms=self._free_atoms(None),
+            calculation=self.calculation(),
             **self._common(self.structure()),
         )
+
+    def calculation(self) -> Calculation | None:
+        """Energy, forces, eigenvalues and settings, if any."""
+        if "calculation" not in self._file:
+            return None
+        group = self._file["calculation"]
+        facts = json.loads(group.attrs["facts"])
+        datasets = {
+            symbol: PawDataset(**{**known, "channels": tuple(known["channels"])})
+            for symbol, known in facts.pop("datasets").items()
+        }
+        arrays = {name: values[...] for name, values in group.items()}
+        return Calculation(**facts, **arrays, datasets=datasets)
 
     def points(self, indices: NDArray[np.integer]) -> DensitySample:
         """Point sample at flat C-order indices, in their order; repeats are allowed."""
@@ -174,6 +214,7 @@ class SampleFile:
             points=points,
             density=_pick(file["density"], flat),
             spin_density=_pick(file["spin_density"], flat) if self.has_spin else None,
+            free_atoms=self._free_atoms(flat),
             **self._common(atoms),
         )
 
@@ -203,6 +244,22 @@ class SampleFile:
             "onsite_spin": self._arrays("onsite_spin"),
             "provenance": self.provenance(),
         }
+
+    def _free_atoms(self, flat: NDArray[np.int64] | None) -> FreeAtoms | None:
+        """At flat indices, or (None) whole."""
+        if "free_atoms" not in self._file:
+            return None
+        group = self._file["free_atoms"]
+
+        def values(name: str) -> NDArray[np.float32]:
+            return group[name][...] if flat is None else _pick(group[name], flat)
+
+        return FreeAtoms(
+            density=values("density"),
+            spin_density=values("spin_density") if "spin_density" in group else None,
+            onsite=self._arrays("free_atoms/onsite"),
+            onsite_spin=self._arrays("free_atoms/onsite_spin"),
+        )
 
     def _arrays(self, name: str) -> tuple[NDArray[np.float64], ...] | None:
         if name not in self._file:
@@ -261,6 +318,19 @@ def _write_arrays(file: Any, name: str, arrays: Sequence[NDArray] | None) -> Non
         return
     file[f"{name}/values"] = np.concatenate([np.ravel(a).astype(np.float64) for a in arrays])
     file[f"{name}/shapes"] = np.array([np.shape(a) for a in arrays], dtype=np.int64)
+
+
+def _write_calculation(group: Any, calculation: Calculation) -> None:
+    facts: dict[str, Any] = {}
+    for field in fields(calculation):
+        value = getattr(calculation, field.name)
+        if isinstance(value, np.ndarray):
+            group[field.name] = value
+        elif field.name == "datasets":
+            facts["datasets"] = {symbol: asdict(known) for symbol, known in value.items()}
+        elif value is not None:
+            facts[field.name] = value
+    group.attrs["facts"] = json.dumps(facts)
 
 
 def _pick(dataset: Any, indices: NDArray[np.int64]) -> NDArray[np.float32]:

@@ -10,7 +10,7 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import NDArray
 
-from eac_model.data.chgcar import Occupancies, read_occupancies
+from eac_model.data.chgcar import Occupancies, read_onsite
 from eac_model.data.sample import DensitySample, Provenance
 from eac_model.data.textfile import NumberedText
 from eac_model.errors import DensityFileError
@@ -109,8 +109,7 @@ def _occupancies(
         return None, None
     raw = content if isinstance(content, bytes) else str(content).encode()
     text = NumberedText(f"{path}, attribute {key}", raw)
-    onsite, line = read_occupancies(text, 0, n_atoms)
-    if line >= len(text):
-        return onsite, None
-    moments, _ = text.numbers(line, n_atoms, "magnetic moments", to_end=True)
-    return onsite, moments
+    section, line = read_onsite(text, 0, n_atoms)
+    if line < len(text):
+        text.fail(line, f"unexpected {text.line(line)[:40]!r} after the occupancies.")
+    return section.occupancies, section.moments

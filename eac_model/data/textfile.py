@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import re
+import warnings
 import zlib
 from pathlib import Path
 from typing import NoReturn
@@ -11,10 +12,18 @@ from typing import NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
+from eac_model.data.fortran import Columns, parse_lines
 from eac_model.errors import DensityFileError
 
 _COMPLETE = re.compile(rb"[-+]?\d*\.(\d+)[eE][-+]\d{2,3}$")
-_LOST_E = re.compile(r"(?<=\d)(?=[-+]\d+$)")
+_NUMBER = re.compile(r"([-+]?(?:\d+\.?\d*|\.\d+))(?:[eEdD]([-+]?\d+))?")
+# Fortran drops the E of exponents of three digits: 0.123-101
+_LOST_E = re.compile(r"([-+]?\d*\.\d+)([-+]\d{3})")
+
+_MANY = 1000
+"""From so many numbers on, looking for their columns pays."""
+_LINES = 2**13
+"""Lines read at a time where the numbers do not stand in columns."""
 
 
 class NumberedText:
@@ -79,43 +88,100 @@ class NumberedText:
         next : int
             Index of the line after them.
         """
-        if count > len(self._data):
+        if 2 * count > len(self._data) + 1:
             self.fail(first, f"{count} {what} cannot fit into a file of {len(self._data)} bytes.")
         if count == 0:
             return np.empty(0), first
         per_line = max(len(self.line(first).split()), 1)
-        last = len(self) if to_end else first - (-count // per_line)
-        if last <= len(self):
-            block = self._data[self._start(first) : self._ends[last - 1]]
-            try:
-                values = np.fromstring(block, dtype=np.float64, sep=" ")
-            except (ValueError, DeprecationWarning):
-                values = np.empty(0)
-            if len(values) == count and np.isfinite(values).all():
-                return values, last
-        return self._numbers_line_by_line(first, count, what, to_end)
-
-    def _numbers_line_by_line(
-        self, first: int, count: int, what: str, to_end: bool
-    ) -> tuple[NDArray[np.float64], int]:
-        """Slow way, for unusual layouts and for finding the fault."""
+        expected_end = len(self) if to_end else first - (-count // per_line)
         values = np.empty(count)
-        done = 0
-        index = first
+        done, index = 0, first
+        if count >= _MANY:
+            n_lines = min(count // per_line, len(self) - first)
+            table = self._in_columns(first, n_lines, count, what)
+            if table is not None:
+                done, index = table.size, first + len(table)
+                values[:done] = table.reshape(-1)
         while done < count or (to_end and index < len(self)):
             if index >= len(self):
                 self.fail(
                     len(self) - 1,
                     f"the file ends after {done} of {count} {what}. Is it truncated?",
                 )
+            stop = min(index + _LINES, max(expected_end, index + 1), len(self))
+            found = self._blank_separated(index, stop)
+            if found is not None and done + len(found) <= count:
+                values[done : done + len(found)] = found
+                done, index = done + len(found), stop
+            else:
+                done, index = self._token_by_token(values, done, index, stop, what, to_end)
+        return values, index
+
+    def _in_columns(
+        self, first: int, n_lines: int, count: int, what: str
+    ) -> NDArray[np.float64] | None:
+        """Numbers of lines that all look like the first one, a row each; None if they do not."""
+        start = self._start(first)
+        columns = Columns.of(self._data[start : self._start(first + 1)])
+        if columns is None:
+            return None
+        size = columns.line
+        # the last line of a file may lack its end
+        n_lines = min(n_lines, (len(self._data) - start) // size)
+        if n_lines == 0:
+            return None
+        ends = self._ends[first : first + n_lines]
+        if ends[-1] - start != n_lines * size - 1 or not (np.diff(ends) == size).all():
+            return None
+        text = np.frombuffer(self._data, np.uint8, count=n_lines * size, offset=start)
+        table, odd = parse_lines(text, columns)
+        for index in np.flatnonzero(odd):
+            # an unusual number, such as 0.12-101, among others
+            tokens = self.line(first + int(index)).split()
+            if len(tokens) != columns.per_line:
+                return None
+            done = int(index) * columns.per_line
+            table[index] = [
+                self._number(first + int(index), token, f"{done + i} of {count} {what} read")
+                for i, token in enumerate(tokens)
+            ]
+        return table
+
+    def _blank_separated(self, first: int, last: int) -> NDArray[np.float64] | None:
+        """Finite numbers of some lines in any layout; None if there is anything else."""
+        block = self._data[self._start(first) : self._ends[last - 1]]
+        text = np.frombuffer(block, np.uint8)
+        blank = np.ones(len(text) + 1, dtype=bool)
+        blank[1:] = (text == ord(" ")) | ((text >= ord("\t")) & (text <= ord("\r")))
+        n_tokens = np.count_nonzero(blank[:-1] & ~blank[1:])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", DeprecationWarning)
+            try:
+                values = np.fromstring(block, dtype=np.float64, sep=" ")
+            except (ValueError, DeprecationWarning):
+                return None
+        # 0.12-101 would be taken for two numbers
+        return values if len(values) == n_tokens and np.isfinite(values).all() else None
+
+    def _token_by_token(
+        self,
+        values: NDArray[np.float64],
+        done: int,
+        index: int,
+        stop: int,
+        what: str,
+        to_end: bool,
+    ) -> tuple[int, int]:
+        """Slow way through some lines, for unusual numbers and for finding the fault."""
+        while index < stop and (done < len(values) or to_end):
             for token in self.line(index).split():
-                number = self._number(index, token, f"{done} of {count} {what} read")
-                if done == count:
-                    self.fail(index, f"more than the {count} {what} that were announced.")
+                number = self._number(index, token, f"{done} of {len(values)} {what} read")
+                if done == len(values):
+                    self.fail(index, f"more than the {done} {what} that were announced.")
                 values[done] = number
                 done += 1
             index += 1
-        return values, index
+        return done, index
 
     def floats(self, index: int, count: int, what: str) -> list[float]:
         """First `count` numbers on a line; anything may follow them."""
@@ -127,14 +193,13 @@ class NumberedText:
     def _number(self, index: int, token: str, context: str) -> float:
         if "*" in token:
             self.fail(index, f"{token!r} is a number that did not fit its columns ({context}).")
-        try:
-            # Fortran drops the E of three-digit exponents: 0.123-101
-            value = float(token) if "_" not in token else np.nan
-        except ValueError:
-            try:
-                value = float(_LOST_E.sub("E", token, count=1))
-            except ValueError:
-                self.fail(index, f"{token[:40]!r} is not a number ({context}).")
+        match = _NUMBER.fullmatch(token) or _LOST_E.fullmatch(token)
+        if match is not None:
+            value = float(f"{match[1]}E{match[2] or 0}")
+        elif token.lower().strip("+-") in ("nan", "inf", "infinity"):
+            value = np.nan
+        else:
+            self.fail(index, f"{token[:40]!r} is not a number ({context}).")
         if not np.isfinite(value):
             self.fail(index, f"{token[:40]!r} is not a finite number ({context}).")
         return value

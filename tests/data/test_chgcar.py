@@ -181,7 +181,7 @@ def test_numbers_are_formatted_as_vasp_does(tmp_path):
     assert (tmp_path / "CHGCAR").read_text().splitlines()[-2:] == [
         " 0.10000000000E+01 -.10000000000E+01 0.00000000000E+00 0.12345678901E+02"
         " -.10000000000E-02",
-        " 0.00000000000E+00 0.12345600000E+06",
+        " 0.00000000000E+00 0.12345600000E+06  ",
     ]
 
 
@@ -311,17 +311,14 @@ def test_missing_empty_and_foreign_files_are_refused(tmp_path):
             read_chgcar(tmp_path / name)
 
 
-def test_non_collinear_files_and_several_structures_are_refused(tmp_path):
+def test_files_of_several_structures_are_refused(tmp_path):
     path = tmp_path / "CHGCAR"
-    write_chgcar(path, make_sample(onsite=False))
-    text = path.read_text()
-    second = text[text.rindex("    3    4    5\n") :]
-    path.write_text(text + second + second)
-    with pytest.raises(DensityFileError, match="non-collinear"):
-        read_chgcar(path)
-    path.write_text(text + "\n" + text)
-    with pytest.raises(DensityFileError, match="several structures"):
-        read_chgcar(path)
+    for onsite in (False, True):
+        write_chgcar(path, make_sample(onsite=onsite))
+        text = path.read_text()
+        path.write_text(text + "\n" + text)
+        with pytest.raises(DensityFileError, match="several structures"):
+            read_chgcar(path)
 
 
 def test_samples_that_do_not_fit_are_not_written(tmp_path):
@@ -338,7 +335,7 @@ def test_samples_that_do_not_fit_are_not_written(tmp_path):
         (replace(sample, density=broken), "NaN"),
         (replace(sample, onsite=matrices), "flat array"),
         (replace(sample, onsite=sample.onsite[:2]), "flat array"),
-        (replace(sample, onsite_spin=None), "both grids"),
+        (replace(sample, onsite_spin=None), "all grids"),
         (replace(sample, atoms=without_cell), "cell"),
     ):
         with pytest.raises(GridError, match=message):
@@ -362,8 +359,14 @@ def test_an_interrupted_write_leaves_the_old_file_alone(tmp_path):
 SPIN = make_sample(shape=(2, 3, 2), sizes=(3, 6))
 
 
-@pytest.mark.parametrize(("line_end", "step"), [(b"\n", 1), (b"\r\n", 7)])
-def test_a_file_cut_at_any_byte_is_refused_or_right(tmp_path, line_end, step):
+@pytest.fixture(params=[1, 1000], ids=["in columns", "blank-separated"])
+def way_of_reading(monkeypatch, request):
+    """Numbers of which there are few are not looked for in columns."""
+    monkeypatch.setattr("eac_model.data.textfile._MANY", request.param)
+
+
+@pytest.mark.parametrize(("line_end", "step"), [(b"\n", 2), (b"\r\n", 7)])
+def test_a_file_cut_at_any_byte_is_refused_or_right(tmp_path, way_of_reading, line_end, step):
     path = tmp_path / "CHGCAR"
     write_chgcar(path, SPIN)
     content = path.read_bytes().replace(b"\n", line_end)
@@ -382,14 +385,15 @@ def test_a_file_cut_at_any_byte_is_refused_or_right(tmp_path, line_end, step):
         if read.spin_density is not None:
             np.testing.assert_allclose(read.spin_density, SPIN.spin_density, rtol=1e-10)
             np.testing.assert_allclose(read.onsite_spin[-1], SPIN.onsite_spin[-1], rtol=1e-6)
-    # after the first grid, after its occupancies, after everything: with and without line end
-    assert len(accepted) <= 3 * (len(line_end) + 1)
+    # after the first grid, after its occupancies, after everything: with and without line end,
+    # and VASP's two blanks where the last line of a grid is not full
+    assert len(accepted) <= 3 * (len(line_end) + 1) + 2
     assert accepted[0] > content.index(b"    2    3    2")
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(st.data())
-def test_damaged_bytes_give_a_density_or_a_clear_error(tmp_path, data):
+def test_damaged_bytes_give_a_density_or_a_clear_error(tmp_path, way_of_reading, data):
     path = tmp_path / "CHGCAR"
     write_chgcar(path, SPIN)
     content = bytearray(path.read_bytes())
@@ -403,9 +407,9 @@ def test_damaged_bytes_give_a_density_or_a_clear_error(tmp_path, data):
         assert np.isfinite(read_chgcar(path).density).all()
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(st.data())
-def test_lost_and_doubled_lines_give_a_density_or_a_clear_error(tmp_path, data):
+def test_lost_and_doubled_lines_give_a_density_or_a_clear_error(tmp_path, way_of_reading, data):
     path = tmp_path / "CHGCAR"
     write_chgcar(path, SPIN)
     lines = path.read_text().splitlines(keepends=True)
