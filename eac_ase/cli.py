@@ -1,4 +1,4 @@
-"""The command line: ``eac predict``, ``train``, ``evaluate``, ``data``, ``models``, ``info``."""
+"""The command line ``eac``: predict, train, evaluate, vasp, data, models, info."""
 
 from __future__ import annotations
 
@@ -34,8 +34,7 @@ if TYPE_CHECKING:
 
     from eac_ase.calculator import EACDensity
     from eac_ase.grid import DensityGrid, Shape
-    from eac_model.checkpoint import ModelCard
-    from eac_model.network import EACNet
+    from eac_model.checkpoint import ModelHeader
 
 DEFAULT_MODEL = "water-scan"
 DEMO_STRUCTURE = "water48.xyz"
@@ -266,6 +265,109 @@ def demo(
         )
 
 
+# -- other codes -------------------------------------------------------------------------------
+
+
+@app.command(
+    epilog="""[bold]Examples[/]
+
+eac vasp run
+
+eac vasp run --write-incar
+
+eac vasp bands --bands --like run/OUTCAR
+
+eac vasp run --model my-iron.safetensors --no-occupancies --json"""
+)
+def vasp(
+    directory: Annotated[
+        Path, typer.Argument(metavar="DIR", help="A prepared run: POSCAR, INCAR, POTCAR.")
+    ],
+    model: ModelOption = DEFAULT_MODEL,
+    bands: Annotated[
+        bool,
+        typer.Option("--bands", help="Keep the density (ICHARG = 11): bands, density of states."),
+    ] = False,
+    write_incar: Annotated[
+        bool, typer.Option("--write-incar", help="Set the tags in INCAR instead of naming them.")
+    ] = False,
+    shape: Annotated[
+        tuple[int, int, int] | None,
+        typer.Option(help="NGXF NGYF NGZF; by default what VASP chooses for ENCUT and PREC."),
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Take the grid of this CHGCAR, OUTCAR or vasprun.xml.")
+    ] = None,
+    normalize: Annotated[
+        bool,
+        typer.Option(
+            "--normalize/--no-normalize", help="Scale to the number of electrons (ZVAL, NELECT)."
+        ),
+    ] = True,
+    no_occupancies: Annotated[
+        bool, typer.Option("--no-occupancies", help="Leave out the augmentation occupancies.")
+    ] = False,
+    any_functional: Annotated[
+        bool,
+        typer.Option(
+            "--any-functional", help="Accept a density of another functional as a mere start."
+        ),
+    ] = False,
+    device: DeviceOption = None,
+    force: Annotated[
+        bool, typer.Option("--force", "-f", help="Replace an existing CHGCAR.")
+    ] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the CHGCAR that a VASP run starts from.
+
+    The model has to fit the run: functional, valence electrons and projectors are compared with
+    INCAR and POTCAR. INCAR is left alone without --write-incar; what it needs is printed.
+    """
+    if shape is not None and like is not None:
+        raise typer.BadParameter("give --shape or --like, not both")
+    with _status("loading", as_json):
+        from eac_ase.adapters.vasp import prepare_vasp_start
+
+    calculator = _calculator(model, device, normalize=False)
+    start = prepare_vasp_start(
+        directory,
+        calculator,
+        bands=bands,
+        shape=shape,
+        like=like,
+        normalize=normalize,
+        occupancies=not no_occupancies,
+        any_functional=any_functional,
+        write_incar=write_incar,
+        force=force,
+        progress=False if as_json else None,
+    )
+    if as_json:
+        _print_json({**vars(start), "chgcar": str(start.chgcar), "model": calculator.card.name})
+        return
+    settings = "\n".join(f"{tag} = {value}" for tag, value in start.incar_changes.items())
+    rows = {
+        "written": str(start.chgcar),
+        "functional": start.functional,
+        "grid": " × ".join(map(str, start.shape)),
+        "electrons": f"{start.electrons:.4f}  (predicted {start.electrons_predicted:.4f})",
+    }
+    if start.magnetic_moment is not None:
+        rows["moment"] = f"{start.magnetic_moment:.4f} μ_B"
+    rows["PAW occupancies"] = "yes" if start.occupancies else "none"
+    if start.incar_written:
+        rows["INCAR"] = "edited"
+    elif settings:
+        rows["set in INCAR"] = settings
+    else:
+        rows["INCAR"] = "ready as it is"
+    rows["wall time"] = f"{start.seconds:.2f} s"
+    _print_facts(rows)
+    for note in start.notes:
+        _say(f"Note: {note}")
+
+
 # -- train and evaluate ------------------------------------------------------------------------
 
 
@@ -453,6 +555,84 @@ def data_convert(
         raise typer.Exit(WRONG_INPUT)
 
 
+@data_app.command(
+    "gpaw",
+    epilog="""[bold]Examples[/]
+
+eac data gpaw recipes/data/si-pbe.yaml -o data/si-pbe.store
+
+eac data gpaw recipe.yaml -o data/mine.store --workers 8
+
+Stop it whenever you like; running it again does what is missing. Structures for testing go into a
+store beside it, here data/mine-test.store.""",
+)
+def data_gpaw(
+    recipe: Annotated[Path, typer.Argument(help="Recipe, YAML (see the documentation).")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder of the store for training.")
+    ],
+    workers: Annotated[
+        int, typer.Option(min=1, help="Processes side by side, of one thread each.")
+    ] = 1,
+    dask: Annotated[
+        str | None, typer.Option(help="Let the workers of this dask scheduler calculate.")
+    ] = None,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Try again what failed before.")
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count what is to do.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make structures from a recipe, calculate them with GPAW, and store densities and matrices.
+
+    Structures that fail are written to failures.jsonl in the store, and the rest goes on; the exit
+    code is then 2.
+    """
+    with _status("loading", as_json):
+        from eac_ase.progress import progress_bar
+        from eac_ase.reference import Recipe, make_plan, run_plan
+
+        plan = make_plan(Recipe.from_yaml(recipe), output, retry_failed=retry_failed)
+    if plan.stale:
+        _say(
+            f"{len(plan.stale)} samples in the stores are not in the recipe (any more), such as "
+            f"{plan.stale[0]}."
+        )
+    counts = {"present": plan.present, "failed_before": plan.failed, "made": 0, "failed": 0}
+    total, began = len(plan.todo), perf_counter()
+    lines = not as_json and not Console(stderr=True).is_terminal
+    if total and not dry_run:
+        with progress_bar("calculating", total, False if as_json else None) as advance:
+            for outcome in run_plan(plan, workers=workers, dask=dask):
+                counts["failed" if outcome.failure else "made"] += 1
+                advance(1)
+                done = counts["made"] + counts["failed"]
+                if outcome.failure:
+                    _complain(f"{outcome.key}: {outcome.failure}")
+                if lines:
+                    left = (perf_counter() - began) / done * (total - done)
+                    print(
+                        f"{done}/{total}  {outcome.key}  {outcome.formula}  "
+                        f"{outcome.seconds:.1f} s  {left / 60:.0f} min left",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+    if as_json:
+        _print_json({"store": str(output), "todo": total, **counts})
+    else:
+        _print_facts(
+            {
+                "store": str(output),
+                "to do" if dry_run else "calculated": str(total if dry_run else counts["made"]),
+                "already there": str(counts["present"]),
+                "failed": str(counts["failed"]),
+                "failed before": str(counts["failed_before"]),
+            }
+        )
+    if counts["failed"]:
+        raise typer.Exit(WRONG_INPUT)
+
+
 @data_app.command("info", epilog="[bold]Example[/]\n\neac data info water.store")
 def data_info(
     store: Annotated[Path, typer.Argument(help="Folder of the store.")],
@@ -503,12 +683,12 @@ def models(
     as_json: JsonOption = False,
 ) -> None:
     """List the bundled models, or show the card of one."""
-    from eac_model.checkpoint import load_model
+    from eac_model.checkpoint import read_header
 
     if name is not None:
         _show_model(find_model(name), as_json)
         return
-    cards = [_card_facts(*load_model(find_model(bundled))) for bundled in bundled_models()]
+    cards = [_card_facts(read_header(find_model(bundled))) for bundled in bundled_models()]
     if as_json:
         _print_json(cards)
         return
@@ -537,10 +717,12 @@ eac info CHGCAR
 
 eac info water.store
 
+eac info POTCAR
+
 eac info runs/mine/model.safetensors --json"""
 )
 def info(
-    file: Annotated[Path, typer.Argument(help="A density, store, structure or model.")],
+    file: Annotated[Path, typer.Argument(help="A density, store, structure, model or POTCAR.")],
     as_json: JsonOption = False,
 ) -> None:
     """Say what a file is and what is in it."""
@@ -548,12 +730,50 @@ def info(
         _show_model(find_model(file), as_json)
     elif file.is_dir():
         data_info(file, as_json)
+    elif file.name.upper().startswith("POTCAR"):
+        _show_potcar(file, as_json)
     else:
         facts = _density_or_structure(file)
         if as_json:
             _print_json(facts)
         else:
             _print_facts({key.replace("_", " "): _text(value) for key, value in facts.items()})
+
+
+def _show_potcar(path: Path, as_json: bool) -> None:
+    """Headers of the data sets, and what a training configuration needs of them."""
+    from dataclasses import asdict
+
+    import yaml
+
+    from eac_ase.adapters.potcar import read_potcar
+
+    datasets = read_potcar(path)
+    keys = {
+        "network": {
+            "onsite": {
+                "code": "VASP",
+                "channels": {d.symbol: list(d.channels) for d in datasets},
+                "datasets": {d.symbol: d.title for d in datasets},
+            }
+        },
+        "card": {"valence_electrons": {d.symbol: d.valence for d in datasets}},
+    }
+    if as_json:
+        found = [asdict(dataset) for dataset in datasets]
+        _print_json({"file": str(path), "datasets": found, "configuration": keys})
+        return
+    table = Table(box=None, header_style="bold")
+    for heading in ("data set", "LEXCH", "ZVAL", "ENMAX / eV", "l of projectors"):
+        table.add_column(heading)
+    for d in datasets:
+        channels = " ".join(map(str, d.channels))
+        table.add_row(escape(d.title), d.functional, f"{d.valence:g}", f"{d.enmax:g}", channels)
+    Console().print(table)
+    Console().print(
+        "\nFor the configuration of `eac train`, to learn occupancies too:", style="dim"
+    )
+    print(yaml.safe_dump(keys, sort_keys=False, default_flow_style=None, width=100), end="")
 
 
 def _density_or_structure(path: Path) -> dict[str, Any]:
@@ -604,10 +824,9 @@ def _structure_facts(atoms: Atoms) -> dict[str, Any]:
 
 
 def _show_model(path: Path, as_json: bool) -> None:
-    from eac_model.checkpoint import load_model
+    from eac_model.checkpoint import read_header
 
-    network, card = load_model(path)
-    facts = {"file": str(path), **_card_facts(network, card)}
+    facts = {"file": str(path), **_card_facts(read_header(path))}
     if as_json:
         _print_json(facts)
         return
@@ -620,18 +839,29 @@ def _show_model(path: Path, as_json: bool) -> None:
         rows["PAW data sets"] = " ".join(origin["paw_datasets"])
     if valences:
         rows["electrons"] = ", ".join(f"{symbol} {n:g}" for symbol, n in valences.items())
+    blocks = training.pop("validation_onsite_blocks_percent", {})
     rows |= {f"training: {key.replace('_', ' ')}": _text(v) for key, v in training.items()}
     _print_facts(rows)
+    if blocks:
+        table = Table(title="Error of on-site data, left out, in % of their spread", box=None)
+        for heading, side in (("element, channels", "left"), ("L", "right"), ("%", "right")):
+            table.add_column(heading, justify=side)  # type: ignore[arg-type]
+        for name, percent in blocks.items():
+            channels, _, rest = name.partition(" L=")
+            table.add_row(channels, rest, f"{percent:.1f}")
+        Console().print(table)
 
 
-def _card_facts(network: EACNet, card: ModelCard) -> dict[str, Any]:
+def _card_facts(header: ModelHeader) -> dict[str, Any]:
     from dataclasses import asdict
 
+    onsite = header.config.onsite
     return {
-        **asdict(card),
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "spin": network.config.spin,
-        "network": network.config.model_dump(mode="json"),
+        **asdict(header.card),
+        "parameters": header.parameters,
+        "spin": header.config.spin,
+        "onsite": onsite.code if onsite is not None else "",
+        "network": header.config.model_dump(mode="json"),
     }
 
 

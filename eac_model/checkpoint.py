@@ -6,7 +6,9 @@ Nothing is pickled and nothing pickled is read.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,10 +22,13 @@ from torch import Tensor
 from eac_model.data.sample import Provenance
 from eac_model.errors import ModelFileError
 from eac_model.files import write_bytes
-from eac_model.network import EACNet, NetworkConfig
+from eac_model.network import EACNet, NetworkConfig, build
 
 FORMAT = "eac-model"
 FORMAT_VERSION = 1
+
+_FITTED = ("superposition.", "onsite.shift_", "onsite.spread_")
+"""Names of what a model file holds beside trained parameters begin like this."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +51,18 @@ class ModelCard:
     citation: str = ""
 
 
+@dataclass(frozen=True)
+class ModelHeader:
+    """What a model file says without building its network."""
+
+    config: NetworkConfig
+    """Shape of the network."""
+    card: ModelCard
+    """What it was trained on, and what its density counts."""
+    parameters: int
+    """Number of trained parameters."""
+
+
 def save_model(network: EACNet, card: ModelCard, path: str | Path) -> None:
     """Write a model file; an existing one is replaced only once the new one is whole.
 
@@ -62,6 +79,18 @@ def save_model(network: EACNet, card: ModelCard, path: str | Path) -> None:
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in _weights(network)}
     write_bytes(path, save(tensors, metadata=header))
+
+
+def read_header(path: str | Path) -> ModelHeader:
+    """Read configuration and card of a model file.
+
+    Raises
+    ------
+    ModelFileError
+        The file is missing, damaged, something else, or of another format version.
+    """
+    with _opened(path) as file:
+        return _read_header(path, file)
 
 
 def load_model(
@@ -88,41 +117,56 @@ def load_model(
     ModelFileError
         The file is missing, damaged, something else, or of a newer format.
     """
-    path = Path(path)
-    if not path.is_file():
+    with _opened(path) as file:
+        header = _read_header(path, file)
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    network = build(header.config, dtype or tensors["embed.weight"].dtype)
+    expected = dict(_weights(network))
+    shapes = {name: value.shape for name, value in expected.items()}
+    if shapes != {name: value.shape for name, value in tensors.items()}:
+        raise ModelFileError(f"The weights in {path} do not fit the configuration in its header.")
+    network.load_state_dict(tensors, strict=False)
+    network.to(device)
+    return network.eval(), header.card
+
+
+@contextmanager
+def _opened(path: str | Path) -> Iterator[Any]:
+    if not Path(path).is_file():
         raise ModelFileError(f"There is no model file {path}.")
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            yield file
     except (SafetensorError, OSError) as error:
         raise ModelFileError(
             f"{path} is damaged or no model file (a .safetensors file written by `eac train`): "
             f"{error}"
         ) from error
+
+
+def _read_header(path: str | Path, file: Any) -> ModelHeader:
+    header = file.metadata() or {}
     if header.get("format") != FORMAT:
         raise ModelFileError(f"{path} is a safetensors file, but not a model of this program.")
     version = header.get("format_version", "")
     if version != str(FORMAT_VERSION):
         raise ModelFileError(
             f"{path} has model format {version or 'unknown'}; this version reads "
-            f"{FORMAT_VERSION}. Update the program."
+            f"{FORMAT_VERSION}. {_remedy(version)}"
         )
     try:
         config = NetworkConfig.model_validate_json(header["network"])
         card = _read_card(json.loads(header["card"]))
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise ModelFileError(f"The header of {path} is damaged: {error}") from error
-    network = EACNet(config)
-    expected = dict(_weights(network))
-    shapes = {name: value.shape for name, value in expected.items()}
-    if shapes != {name: value.shape for name, value in tensors.items()}:
-        raise ModelFileError(f"The weights in {path} do not fit the configuration in its header.")
-    stored = tensors["embed.weight"].dtype
-    # In the type of the file first, or float64 weights would be rounded on the way.
-    network.to(dtype=stored).load_state_dict(tensors, strict=False)
-    network.to(device=device, dtype=dtype or stored)
-    return network.eval(), card
+    shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    trained = [shape for name, shape in shapes.items() if not name.startswith(_FITTED)]
+    return ModelHeader(config, card, sum(math.prod(shape) for shape in trained))
+
+
+def _remedy(version: str) -> str:
+    newer = version.isdigit() and int(version) > FORMAT_VERSION
+    return "Update the program." if newer else "Train the model again, or take a newer file of it."
 
 
 def _weights(network: EACNet) -> Iterator[tuple[str, Tensor]]:

@@ -146,14 +146,14 @@ class ModelCards(RSTDirective):
 
     def lines(self) -> list[str]:
         """A definition list a model."""
-        from eac_model.checkpoint import load_model
+        from eac_model.checkpoint import read_header
         from eac_model.registry import bundled_models, find_model
 
         lines: list[str] = []
         for name in bundled_models():
             path = find_model(name)
-            network, card = load_model(path)
-            parameters = sum(p.numel() for p in network.parameters())
+            header = read_header(path)
+            config, card = header.config, header.card
             origin = card.provenance
             facts = {
                 "Elements": ", ".join(card.elements),
@@ -162,8 +162,9 @@ class ModelCards(RSTDirective):
                     text for text in (origin.code, origin.functional) if text != "unknown"
                 ),
                 "PAW data sets": ", ".join(origin.paw_datasets),
-                "Spin": "ρ↑ and ρ↓" if network.config.spin else "total density only",
-                "Decoder": network.config.decoder,
+                "Spin": "ρ↑ and ρ↓" if config.spin else "total density only",
+                "On-site data": config.onsite.code if config.onsite else "",
+                "Decoder": config.decoder,
                 "Electrons counted": ", ".join(
                     f"{element} {count:g}" for element, count in card.valence_electrons.items()
                 ),
@@ -174,13 +175,19 @@ class ModelCards(RSTDirective):
                     for key, value in card.training.items()
                     if isinstance(value, int | float | str)
                 },
-                "Size": f"{parameters:,} parameters, {path.stat().st_size / 1e6:.2f} MB",
+                "Size": f"{header.parameters:,} parameters, {path.stat().st_size / 1e6:.2f} MB",
                 "Licence": card.licence,
                 "Cite": card.citation,
             }
             lines += [f"**{name}**: {card.summary}", ""]
             lines += [f":{key}: {value}" for key, value in facts.items() if value]
             lines += [""]
+            if blocks := card.training.get("validation_onsite_blocks_percent"):
+                lines += [".. list-table:: Error of on-site data, left out, in % of their spread"]
+                lines += ["   :header-rows: 1", "", "   * - block", "     - %"]
+                for block, percent in blocks.items():
+                    lines += [f"   * - {block}", f"     - {percent:.1f}"]
+                lines += [""]
         return lines or ["This installation holds no bundled model."]
 
 

@@ -17,7 +17,10 @@ from eac_ase import DensityGrid, EACDensity
 from eac_ase.cli import app
 from eac_model.data import DensityStore
 
-COMMANDS = ["predict", "demo", "train", "evaluate", "models", "info", "data convert", "data info"]
+COMMANDS = [
+    *("predict", "vasp", "demo", "train", "evaluate", "models", "info"),
+    *("data convert", "data info", "data gpaw"),
+]
 
 
 def run(*arguments: object, code: int = 0):
