@@ -2,6 +2,6 @@
 
 from eac_model.graph import AtomGraph, PointPairs
 from eac_model.network.config import NetworkConfig, RadialBasis
-from eac_model.network.eacnet import EACNet
+from eac_model.network.eacnet import EACNet, build
 
-__all__ = ["AtomGraph", "EACNet", "NetworkConfig", "PointPairs", "RadialBasis"]
+__all__ = ["AtomGraph", "EACNet", "NetworkConfig", "PointPairs", "RadialBasis", "build"]

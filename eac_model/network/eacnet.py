@@ -31,8 +31,8 @@ class EACNet(nn.Module):
 
     Notes
     -----
-    Natural-parity features 0e, 1o, 2e, …; Å in, e/Å³ out. The parameters are created in torch's
-    default dtype; ``network.double()`` gives the float64 reference.
+    Natural-parity features 0e, 1o, 2e, …; Å in, e/Å³ out. Parameters and constants (Wigner 3j
+    symbols) are created in torch's default dtype; :func:`build` makes them in any other.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -199,3 +199,17 @@ class EACNet(nn.Module):
         with torch.no_grad():
             self.superposition.table.copy_(table)
         return error
+
+
+def build(config: NetworkConfig, dtype: torch.dtype) -> EACNet:
+    """A network made in a floating-point type, with constants exact in it.
+
+    ``EACNet(config).double()`` has constants that were rounded to float32 before: equivariance
+    then holds to 1e-8 only.
+    """
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        return EACNet(config)
+    finally:
+        torch.set_default_dtype(before)

@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from eac_model.errors import ConfigurationError
-from eac_model.network import EACNet
+from eac_model.network import EACNet, build
 from eac_model.training.config import OptimisationSection, TrainingConfig
 from eac_model.training.data import Batch
 from eac_model.training.losses import (
@@ -62,7 +62,7 @@ class TrainingModule(pl.LightningModule):
     def __deepcopy__(self, memo: dict[int, Any]) -> TrainingModule:
         # Averaging pairs the weights of the module and of its copy by their order. e3nn's generated
         # modules come back from a copy with other buffers than they went in: build anew instead.
-        network = EACNet(self.network.config).to(self.network.device, self.network.dtype)
+        network = build(self.network.config, self.network.dtype).to(self.network.device)
         network.load_state_dict(self.network.state_dict())
         network.train(self.network.training)
         return TrainingModule(

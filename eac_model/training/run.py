@@ -20,7 +20,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from eac_model.checkpoint import ModelCard, load_model, save_model
 from eac_model.errors import ConfigurationError
 from eac_model.files import write_bytes
-from eac_model.network import EACNet, NetworkConfig
+from eac_model.network import EACNet, NetworkConfig, build
 from eac_model.registry import find_model
 from eac_model.training.callbacks import ErrorBar, ExponentialAverage, Recorder
 from eac_model.training.config import TrainingConfig
@@ -184,14 +184,15 @@ def _network(
     config: TrainingConfig, train: Sequence[Source], validation: Sequence[Source]
 ) -> tuple[EACNet, TrainingConfig]:
     """The network to start from, and the configuration with its network written out."""
+    dtype = torch.float64 if config.precision == "64" else torch.float32
     present = sorted({int(z) for s in [*train, *validation] for z in s.atoms.numbers})
     if config.initialize_from is None:
         elements = config.network.elements or tuple(present)
         _check_elements(present, elements, "network.elements")
         shape = NetworkConfig(**{**config.network.model_dump(), "elements": elements})
-        network = EACNet(shape)
+        network = build(shape, dtype)
     else:
-        network, _ = load_model(find_model(config.initialize_from))
+        network, _ = load_model(find_model(config.initialize_from), dtype=dtype)
         found = network.config.model_dump()
         for key in sorted(config.network.model_fields_set):
             wanted = config.network.model_dump()[key]
@@ -201,7 +202,6 @@ def _network(
                     f"from ({config.initialize_from}) has {found[key]!r}. Leave the key out."
                 )
         _check_elements(present, network.config.elements, "initialize_from")
-    network = network.double() if config.precision == "64" else network.float()
     section = type(config.network)(**network.config.model_dump())
     return network.train(), config.model_copy(update={"network": section})
 

@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from eac_model.data.sample import DensitySample
 from eac_model.graph import AtomGraph
 from eac_model.neighbors import atom_graph, point_pairs
-from eac_model.network import EACNet, NetworkConfig, RadialBasis
+from eac_model.network import NetworkConfig, RadialBasis, build
 from eac_model.network.interaction import by_component, by_irrep
 
 WEIGHTS = ["I", "S", "MLP+S", "MLPxS", "SoftmaxxS", "smooth"]
@@ -42,7 +42,7 @@ def small_network(seed=0, **settings):
         "point_cutoff": 4.0,
         "superposition": True,
     }
-    network = EACNet(NetworkConfig(**defaults | settings)).double()
+    network = build(NetworkConfig(**defaults | settings), torch.float64)
     with torch.no_grad():
         network.superposition and network.superposition.table.uniform_(0, 1)
         if network.linear is not None:

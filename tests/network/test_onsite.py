@@ -11,7 +11,7 @@ from eac_model.checkpoint import ModelCard, load_model, save_model
 from eac_model.data.sample import DensitySample
 from eac_model.errors import ConfigurationError
 from eac_model.neighbors import atom_graph
-from eac_model.network import EACNet, NetworkConfig
+from eac_model.network import NetworkConfig, build
 from eac_model.onsite import OnsiteLayout, axes_of_codes
 
 WATER = {"H": (0, 0, 1), "O": (0, 0, 1, 1)}
@@ -25,7 +25,7 @@ def layout(code="VASP", channels=WITH_D, **further):
 def network(onsite, **settings):
     torch.manual_seed(0)
     shape = dict(elements=(1, 8), l_max=2, channels=6, interactions=2)
-    found = EACNet(NetworkConfig(**(shape | settings), onsite=onsite)).double()
+    found = build(NetworkConfig(**(shape | settings), onsite=onsite), torch.float64)
     for name, value in found.onsite.fitted():
         value.fill_(0.3 if name.startswith("spread") else 0.0)
     return found
