@@ -25,7 +25,7 @@ from eac_model.files import write_bytes
 from eac_model.network import EACNet, NetworkConfig, build
 
 FORMAT = "eac-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 _FITTED = ("superposition.", "onsite.shift_", "onsite.spread_")
 """Names of what a model file holds beside trained parameters begin like this."""

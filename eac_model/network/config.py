@@ -62,12 +62,14 @@ class NetworkConfig(BaseModel):
     """Number N of atom–atom interactions (convolution, species term, gate, residual)."""
     atom_cutoff: Annotated[float, Field(gt=0)] = 4.0
     """Neighbours within this distance of an atom shape its descriptors, Å."""
-    atom_basis: RadialBasis = RadialBasis(kind="bessel", size=8)
-    """Radial basis of the atom–atom interactions."""
+    atom_basis: RadialBasis = RadialBasis(kind="bessel", size=8, cutoff_power=2)
+    """Radial basis of the atom–atom interactions. The low cutoff power lets near neighbours count
+    for more than the many distant ones, which little data need."""
     atom_radial_hidden: Hidden = (64,)
     """Hidden widths of the radial networks of the atom–atom interactions."""
     average_neighbors: Annotated[float, Field(gt=0)] = 20.0
-    """Messages are divided by the square root of this number."""
+    """Messages are divided by the square root of this number. A larger number makes the network
+    start, and with little data stay, closer to linear."""
 
     decoder: Decoder = "linear"
     """How descriptors become a density: ``linear`` in the descriptors with learned radial

@@ -18,8 +18,10 @@ class TypeEmbedding(nn.Module):
         shells = torch.tensor(shell_filling(config.elements))
         one_hot = torch.eye(len(config.elements), dtype=shells.dtype)
         parts = {"one-hot": [one_hot], "shell-filling": [shells], "both": [one_hot, shells]}
-        table = torch.cat(parts[config.embedding], dim=1).to(torch.get_default_dtype())
-        self.register_buffer("table", table)
+        table = torch.cat(parts[config.embedding], dim=1)
+        # Mean square 1, which the initial weights behind it count on.
+        table = table * (table.shape[1] / table.square().sum(dim=1, keepdim=True)).sqrt()
+        self.register_buffer("table", table.to(torch.get_default_dtype()))
         index = torch.full((119,), -1)
         index[list(config.elements)] = torch.arange(len(config.elements))
         self.register_buffer("index", index, persistent=False)

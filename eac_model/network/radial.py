@@ -22,7 +22,7 @@ def polynomial_cutoff(r: Tensor, cutoff: float, power: int) -> Tensor:
 
 
 class BesselBasis(nn.Module):
-    """√(2/r_c) sin(kπr/r_c)/r, k = 1 … size; finite at r = 0."""
+    """√(2/3) r_c sin(kπr/r_c)/r, k = 1 … size: finite at r = 0, mean square 1 in the sphere."""
 
     def __init__(self, size: int, cutoff: float) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class BesselBasis(nn.Module):
         """Map distances (…,) in Å to basis values (…, size)."""
         x = r.unsqueeze(-1) * self.frequencies
         # sinc(x/π) = sin(x)/x needs no care at r = 0.
-        return math.sqrt(2 / self.cutoff) * self.frequencies * torch.sinc(x / math.pi)
+        return math.sqrt(2 / 3) * self.cutoff * self.frequencies * torch.sinc(x / math.pi)
 
 
 class GaussianBasis(nn.Module):

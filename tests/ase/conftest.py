@@ -46,7 +46,7 @@ def tiny_network(**changes: object) -> EACNet:
     network.fit_superposition([gaussian_water()])
     with torch.no_grad():
         for parameter in network.linear.parameters():
-            parameter *= 3
+            parameter *= 1.5
     return network
 
 

@@ -8,6 +8,8 @@ from ase.io import read
 
 import eac_ase.calculator
 from eac_ase import EACDensity
+from eac_ase.evaluation import evaluate_sample
+from eac_model.data import read_density
 from eac_model.registry import bundled_models, find_model
 
 NAME = "water-scan"
@@ -65,3 +67,18 @@ def test_the_density_peaks_at_oxygen_and_is_hardly_negative_anywhere(calculator,
     oxygens.positions[-1] = peak
     assert oxygens.get_distances(-1, range(16), mic=True).min() < 0.6
     assert grid.values.min() > -0.01
+
+
+def test_occupancies_of_water_are_those_of_its_two_elements(calculator, water):
+    found = calculator.get_augmentation(water)
+    assert [len(values) for values in found[:3]] == [33, 15, 15]
+    # p1p1 L=0 of oxygen and s1s1 of hydrogen hold most of the electrons on the spheres.
+    assert all(1.8 < values[15] < 2.2 for values in found[::3])
+    assert all(0.8 < values[0] < 1.3 for values in found[1::3] + found[2::3])
+
+
+def test_frames_the_model_has_learned_come_out_within_a_third_of_a_percent(
+    calculator, water_frames
+):
+    errors = evaluate_sample(calculator, read_density(water_frames[0])).as_dict()
+    assert errors["nmae_percent"] < 0.3

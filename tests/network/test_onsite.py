@@ -155,7 +155,8 @@ def test_onsite_data_turn_with_the_structure(code, improper):
         size, basis = found.onsite.layout.size(symbol), found.onsite.layout.basis(symbol)
         matrix = found.onsite.layout.irreps(symbol).D_from_matrix(rotation).numpy()
         expected = basis @ matrix @ basis.T @ before[index, :size]
-        np.testing.assert_allclose(after[index, :size], expected, atol=1e-9)
+        # e3nn's Wigner matrices, which the test turns with, are exact to single precision.
+        np.testing.assert_allclose(after[index, :size], expected, rtol=0, atol=1e-6)
         assert np.abs(after[index, :size]).max() > 1e-3
         assert (after[index, size:] == 0).all()
 

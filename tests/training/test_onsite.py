@@ -128,17 +128,23 @@ def test_percents_are_root_mean_squares_and_leave_out_what_never_occurred():
     assert onsite_percents(sums, ["a", "b"]) == pytest.approx({"a": 20.0})
 
 
-def test_the_errors_of_onsite_data_fall_and_are_logged(tmp_path, frames):
-    optimisation = {"steps": 150, "learning_rate": 0.02, "warmup_steps": 2}
-    loss = {"onsite_weight": 0.2}
+def test_the_errors_of_onsite_data_fall_and_are_logged(tmp_path):
+    frames = store_of(tmp_path / "frames", [with_onsite(seed) for seed in range(48)])
     network = {**ONSITE, "l_max": 2, "channels": 8, "interactions": 2}
     model = train(
-        config(frames, network=network, optimisation=optimisation, loss=loss, validate_every=25),
+        config(
+            frames,
+            network=network | {"atom_cutoff": 3.0, "atom_radial_hidden": [32]},
+            data={"validation": 8, "structures_per_batch": 4},
+            optimisation={"steps": 100, "learning_rate": 0.02, "warmup_steps": 20},
+            loss={"onsite_weight": 5.0},
+            validate_every=10,
+        ),
         tmp_path / "run",
     )
     found = [float(r["validation_onsite_percent"]) for r in rows(tmp_path / "run")
              if r["validation_onsite_percent"]]  # fmt: skip
-    assert found[-1] < 0.6 * found[0]
+    assert found[-1] < 0.7 * found[0]
     with safe_open(model, "pt") as file:
         blocks = json.loads(file.metadata()["card"])["training"]["validation_onsite_blocks_percent"]
     # O s1s1 and O p1p1 L=2 never vary in these data: nothing is to be learned there.
