@@ -19,7 +19,7 @@ demo: $(VENV)/.core
 test: $(VENV)/.test gpaw
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto --maxprocesses 8 $(ARGS)
 
-docs: $(VENV)/.docs
+docs: $(VENV)/.docs gpaw
 	$(BIN)/python -m sphinx -W --keep-going -b html docs docs/_build/html
 	@echo "Open docs/_build/html/index.html"
 

@@ -3,6 +3,7 @@
 import os
 import sys
 from importlib.metadata import version as package_version
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent / "_ext"))
@@ -31,6 +32,8 @@ myst_heading_anchors = 3
 nb_execution_mode = "force"
 nb_execution_raise_on_error = True
 nb_execution_timeout = 300
+# GPAW has to be compiled; without it its page shows code only.
+nb_execution_excludepatterns = [] if find_spec("gpaw") else ["gpaw.md"]
 
 autodoc_default_options = {"members": True, "show-inheritance": True}
 autodoc_member_order = "bysource"

@@ -1,0 +1,547 @@
+"""Starting GPAW from a predicted density.
+
+:func:`start_from_density` makes a ``GPAW(...)`` calculator begin its self-consistent runs with the
+density ñ and the matrices D_a that a model predicts, instead of with superposed atoms.
+:func:`fixed_density` keeps the prediction: bands, density of states and the Harris–Foulkes energy
+without self-consistency. :func:`all_electron_density` adds the atomic corrections to a prediction.
+
+Where the state goes in (:meth:`gpaw.dft.Parameters.create_dft_calculation_components` of GPAW
+26.7): GPAW builds its superposition of atoms, the prediction replaces it and is symmetrised with
+the symmetry of the calculation, and GPAW goes on. It scales ñ so that the charge is right together
+with the matrices D that were put in, makes the potential, and takes its first wave functions from
+that. GPAW's own numbers, put in this way, give GPAW's own run.
+
+Classic GPAW (``legacy_gpaw=True``) starts from predictions, too, without the other options.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass, replace
+from time import perf_counter
+from types import MethodType
+from typing import Any, Literal, get_args
+from weakref import proxy
+
+import numpy as np
+from ase import Atoms
+
+from eac_ase.adapters.gpaw_classic import start_classic
+from eac_ase.adapters.gpaw_state import (
+    DensityModel,
+    KnownDensity,
+    PawState,
+    check_model,
+    check_setups,
+    fill_density,
+    predict_state,
+)
+from eac_ase.grid import DensityGrid
+from eac_model.errors import ConfigurationError
+
+__all__ = [
+    "KnownDensity",
+    "PredictedStart",
+    "Start",
+    "all_electron_density",
+    "fixed_density",
+    "start_from_density",
+]
+
+Moves = Literal["reuse", "predict", "restart"]
+"""What happens when atoms or cell change and GPAW has wave functions: ``reuse`` those and the
+density that follows from them, as GPAW does; ``predict`` the density and reuse the wave functions;
+or ``restart`` from a prediction alone.
+
+``reuse`` is the default: in chains of random steps (0.02 and 0.1 Å, rattled Si₂) it took as
+many iterations as predictions with an error of 0.2 % in ñ. Exact predictions took about half as
+many (docs, page GPAW)."""
+
+REFRESH_WITHOUT_ONSITE = 2
+"""Refresh passes for models without matrices D."""
+
+HOLD = 1
+"""Passes with the density held. The first wave functions are worse than a good density, and the
+density that follows from them spoils what the mixer learns. Measured on four small systems with
+GPAW's default mixer, one pass lowered the CPU time by 5 to 23 % at errors of ñ from 0 to 1 %
+(``benchmarks/scf_acceleration.py``); more passes pay at an exact ñ only."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """How one geometry was begun."""
+
+    kind: Literal["new", "moved", "new cell"]
+    """Whether GPAW began afresh, moved the atoms, or changed the cell."""
+    predicted: bool
+    """Whether from a prediction; otherwise from GPAW's own wave functions."""
+    passes: int
+    """Passes of the eigensolver before the first iteration; each costs about as much as one."""
+    seconds: float
+    """Wall time of the prediction alone."""
+
+
+class PredictedStart:
+    """What :func:`start_from_density` leaves on a calculator, as ``predicted_start``.
+
+    Parameters
+    ----------
+    model, refresh, hold, moves
+        As for :func:`start_from_density`.
+    keep
+        Never update the density (:func:`fixed_density`).
+    """
+
+    def __init__(
+        self,
+        model: DensityModel,
+        refresh: int | None,
+        hold: int | None,
+        moves: Moves,
+        *,
+        keep: bool = False,
+    ) -> None:
+        self.model = model
+        if refresh is None:
+            refresh = REFRESH_WITHOUT_ONSITE if model.network.config.onsite is None else 0
+        self.refresh, self.hold = refresh, hold
+        self.moves: Moves = moves
+        self.keep = keep
+        self.starts: list[Start] = []
+        """Every geometry so far, in order."""
+        self._seconds = 0.0
+
+    def begin(self, calculator: Any, atoms: Atoms) -> None:
+        """Instead of GPAW's ``create_new_calculation``."""
+        with calculator.timer("Init"):
+            calculator._dft = self.new_dft(calculator, atoms)
+        calculator._atoms = atoms.copy()
+        self._after_filling(calculator, "new")
+
+    def go_on(
+        self,
+        gpaws: Callable[[Any, Atoms], None],
+        kind: Literal["moved", "new cell"],
+        calculator: Any,
+        atoms: Atoms,
+    ) -> None:
+        """Instead of GPAW's ``move_atoms`` or ``create_new_calculation_from_old``: `gpaws`."""
+        if self.moves == "restart":
+            self.begin(calculator, atoms)
+            return
+        gpaws(calculator, atoms)
+        if self.moves == "reuse":
+            self.starts.append(Start(kind, predicted=False, passes=0, seconds=0.0))
+            calculator.log("Density: from the wave functions of the last geometry\n")
+            return
+        dft = calculator.dft
+        state = self._predict(_with_moments(atoms, dft), dft.density, calculator.comm)
+        fill_density(dft.density, state)
+        dft.density.symmetrize(dft.ibzwfs.ibz.symmetries)
+        dft.density.normalize(dft.pot_calc.charge)
+        _update_potential(dft)
+        self._after_filling(calculator, kind)
+
+    def new_density(self, calculator: Any, atoms: Atoms) -> tuple[Any, Any, Any]:
+        """A predicted, symmetrised and normalised density, without potential or wave functions.
+
+        Returns
+        -------
+        density, setups, relative positions
+        """
+        builder = calculator.params.dft_component_builder(
+            atoms, log=calculator.log, comm=calculator.comm
+        )
+        density = builder.density_from_superposition(builder.create_basis_set())
+        self._fill_new(builder, density)
+        density.normalize(builder.create_potential_calculator().charge)
+        return density, builder.setups, builder.relpos_ac
+
+    def new_dft(self, calculator: Any, atoms: Atoms) -> Any:
+        """A ``gpaw.new.calculation.DFT`` before its first iteration, begun from a prediction."""
+        from gpaw.new.calculation import DFT
+
+        parameters = copy(calculator.params)
+
+        def builder_with_prediction(*arguments: Any, **keywords: Any) -> Any:
+            builder = calculator.params.dft_component_builder(*arguments, **keywords)
+            superposition = builder.density_from_superposition
+
+            def prediction(basis: Any) -> Any:
+                density = superposition(basis)
+                self._fill_new(builder, density)
+                return density
+
+            builder.density_from_superposition = prediction
+            return builder
+
+        parameters.dft_component_builder = builder_with_prediction
+        components = parameters.create_dft_calculation_components(
+            atoms, calculator.comm, calculator.log
+        )
+        components = (*components[:7], calculator.params, *components[8:])
+        return DFT(atoms, mode="", converge=False, _components=components)
+
+    def _fill_new(self, builder: Any, density: Any) -> None:
+        atoms = builder.atoms.copy()
+        if density.ncomponents == 4:
+            raise ConfigurationError(
+                "The calculation is non-collinear (magmoms with three components, or soc=True); "
+                f"the model {self.model.card.name!r} predicts collinear spins at most. Start "
+                "without it."
+            )
+        atoms.set_initial_magnetic_moments(
+            builder.initial_magmom_av[:, 2] if density.ncomponents == 2 else None
+        )
+        check_setups(self.model, atoms, builder.setups)
+        fill_density(density, self._predict(atoms, density, builder.log.comm))
+        density.symmetrize(builder.ibz.symmetries)
+
+    def _predict(self, atoms: Atoms, density: Any, comm: Any) -> PawState:
+        from gpaw.mpi import broadcast
+
+        began = perf_counter()
+        n1, n2, n3 = (int(n) for n in density.nt_sR.desc.size_c)
+        state = predict_state(self.model, atoms, (n1, n2, n3)) if comm.rank == 0 else None
+        state = broadcast(state, comm=comm)
+        self._seconds = perf_counter() - began
+        assert isinstance(state, PawState)
+        return state
+
+    def _after_filling(self, calculator: Any, kind: Literal["new", "moved", "new cell"]) -> None:
+        dft = calculator.dft
+        hold = self._hold(dft)
+        if dft.scf_loop.eigensolver.direct and self.refresh + hold:
+            raise ConfigurationError(
+                "refresh and hold need an eigensolver that leaves the density alone; "
+                f"{type(dft.scf_loop.eigensolver).__name__} minimises the energy directly. Set "
+                "both to 0."
+            )
+        eigensolver_passes(dft, self.refresh, new_matrices=True)
+        eigensolver_passes(dft, hold, new_matrices=False)
+        if self.keep:
+            dft.scf_loop.update_density_and_potential = False
+            for name in ("energy", "density", "forces"):
+                dft.scf_loop.convergence.pop(name, None)
+        start = Start(kind, True, self.refresh + hold, self._seconds)
+        self.starts.append(start)
+        calculator.log(
+            f"Density: predicted by the model {self.model.card.name} in {start.seconds:.2f} s\n"
+            + (f"  {start.passes} passes of the eigensolver went ahead\n" if start.passes else "")
+        )
+
+    def _hold(self, dft: Any) -> int:
+        if self.hold is not None:
+            return self.hold
+        # A refresh has improved the wave functions already; in LCAO mode they are exact at once.
+        iterative = dft.ibzwfs.mode != "lcao" and not dft.scf_loop.eigensolver.direct
+        return HOLD if iterative and not self.refresh else 0
+
+
+def start_from_density(
+    calculator: Any,
+    model: DensityModel,
+    *,
+    refresh: int | None = None,
+    hold: int | None = None,
+    moves: Moves = "reuse",
+) -> Any:
+    """Make a GPAW calculator begin from a predicted density.
+
+    The calculator stays an ordinary one, for relaxations, dynamics, equations of state, NEB or
+    phonons. Every geometry that GPAW would begin afresh, because it is the first, has other
+    elements, or a cell with other k-points, gets its own prediction. ``calculator.predicted_start``
+    lists what was done (``starts``), and GPAW's text output says it.
+
+    Parameters
+    ----------
+    calculator
+        What ``GPAW(...)`` returned, in mode PW, FD or LCAO, spin-paired or collinear; it is
+        changed, and returned.
+    model
+        A model of GPAW's pseudo density (:class:`~eac_ase.calculator.EACDensity`), best with the
+        matrices D (``config.onsite``), for the same functional and PAW data sets.
+    refresh
+        Passes of the eigensolver with ñ held, after each of which D is computed from the wave
+        functions. Default: 0 for models with matrices D, 2 for those without.
+    hold
+        Further passes with ñ and D held. Default: 1 (:data:`HOLD`), or 0 after refresh passes and
+        in LCAO mode, where every diagonalisation is exact.
+    moves
+        When atoms move or the cell changes a little, GPAW moves its wave functions along:
+        ``reuse`` them, as GPAW does, ``predict`` the density all the same, or ``restart`` from a
+        prediction alone.
+
+    Returns
+    -------
+    The calculator.
+
+    Raises
+    ------
+    ConfigurationError
+        The calculator is none of GPAW's or its version is not supported; the model is of another
+        code, functional or kind of density. Data sets and elements are checked when a geometry
+        begins.
+
+    Notes
+    -----
+    Models without spin predict ñ↑ + ñ↓; what they lack comes from GPAW's superposition. The moments
+    given to spin models are those GPAW starts with: the initial ones, or after a change of cell,
+    those it had converged. Charged cells are scaled as a whole.
+
+    Examples
+    --------
+    >>> from gpaw import GPAW
+    >>> from eac_ase import EACDensity
+    >>> gpaw = GPAW(mode={"name": "pw", "ecut": 400}, xc="PBE", kpts={"density": 3})
+    ...                                                                 # doctest: +SKIP
+    >>> atoms.calc = start_from_density(gpaw, EACDensity("si-pbe"))     # doctest: +SKIP
+    >>> atoms.get_potential_energy()                                    # doctest: +SKIP
+    """
+    if moves not in get_args(Moves):
+        raise ConfigurationError(f"moves={moves!r}: one of {', '.join(get_args(Moves))}.")
+    if getattr(calculator, "old", False):
+        _check_options_of_classic(refresh, hold, moves)
+        check_model(model, _functional_of_classic(calculator))
+        _warn_of_missing_matrices(PredictedStart(model, 0, 0, "reuse"))
+        return start_classic(calculator, model)
+    _check_calculator(calculator)
+    check_model(model, str(calculator.params.xc.name))
+    start = PredictedStart(model, refresh, hold, moves)
+    _warn_of_missing_matrices(start)
+    if calculator.params.charge:
+        warnings.warn(
+            f"The cell has the charge {calculator.params.charge:+g}; models know neutral "
+            "structures, and the difference is spread in proportion to the density.",
+            stacklevel=2,
+        )
+    return _attach(calculator, start)
+
+
+def fixed_density(calculator: Any, model: DensityModel, *, refresh: int | None = None) -> Any:
+    """Make a GPAW calculator keep the predicted density: no self-consistency at all.
+
+    The wave functions are converged in the potential of the prediction. Eigenvalues, Fermi level,
+    density of states (``calculator.dos()``) and bands (``calculator.fixed_density(kpts=…)``) are
+    first order in the error of the density; the energy is the Harris–Foulkes functional (Harris,
+    Phys. Rev. B 31, 1770; Foulkes and Haydock, Phys. Rev. B 39, 12520), whose error is second
+    order. Every new geometry gets its own prediction.
+
+    Parameters
+    ----------
+    calculator
+        What ``GPAW(...)`` of 26.7 or newer returned; it is changed, and returned.
+    model, refresh
+        As for :func:`start_from_density`.
+
+    Returns
+    -------
+    The calculator.
+
+    Raises
+    ------
+    ConfigurationError
+        As for :func:`start_from_density`; classic GPAW.
+
+    Warns
+    -----
+    UserWarning
+        When forces or stresses are asked for: they are those of the self-consistent formula, so
+        that their errors are first order in that of the density, about 0.2 eV/Å at 0.2 %.
+    """
+    _check_calculator(calculator)
+    check_model(model, str(calculator.params.xc.name))
+    start = PredictedStart(model, refresh, 0, "restart", keep=True)
+    _warn_of_missing_matrices(start)
+    return _attach(calculator, start)
+
+
+def all_electron_density(
+    calculator: Any,
+    model: DensityModel,
+    atoms: Atoms,
+    *,
+    refinement: int = 2,
+    core: bool = True,
+    refresh: int | None = None,
+) -> DensityGrid:
+    """All-electron density from a prediction, without self-consistency.
+
+    Parameters
+    ----------
+    calculator
+        What ``GPAW(...)`` of 26.7 or newer returned; it is left as it is.
+    model
+        As for :func:`start_from_density`.
+    atoms
+        Structure.
+    refinement
+        How many times finer than the grid of the wave functions: 1, 2, 4. The charge that a grid
+        is too coarse for near a nucleus goes to the nearest point, so that the integral is right.
+    core
+        With the core electrons.
+    refresh
+        As for :func:`start_from_density`. Without passes (the default for models with matrices D)
+        no wave functions are needed at all.
+
+    Returns
+    -------
+    DensityGrid
+        e/Å³ on the whole cell, kind ``all-electron``.
+
+    Raises
+    ------
+    ConfigurationError
+        As for :func:`start_from_density`; classic GPAW.
+    """
+    from gpaw.densities import Densities
+
+    _check_calculator(calculator)
+    check_model(model, str(calculator.params.xc.name))
+    start = PredictedStart(model, refresh, 0, "restart")
+    _warn_of_missing_matrices(start)
+    if start.refresh:
+        dft = start.new_dft(calculator, atoms)
+        eigensolver_passes(dft, start.refresh, new_matrices=True)
+        densities = dft.densities()
+    else:
+        density, setups, positions = start.new_density(calculator, atoms)
+        densities = Densities(density.nt_sR, density.D_asii, positions, setups)
+    found = densities.all_electron_densities(grid_refinement=refinement, skip_core=not core)
+    values = found.gather(broadcast=True).data
+    a, b, c = (bool(flag) for flag in atoms.pbc)
+    return DensityGrid(
+        values=values.sum(axis=0),
+        spin=values[0] - values[1] if len(values) == 2 else None,
+        atoms=Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc),
+        cell=np.array(atoms.cell.complete()),
+        pbc=(a, b, c),
+        kind="all-electron",
+        provenance=replace(model.card.provenance, density_kind="all-electron"),
+    )
+
+
+def eigensolver_passes(dft: Any, count: int, *, new_matrices: bool) -> None:
+    """Improve the wave functions with ñ held.
+
+    Parameters
+    ----------
+    dft
+        ``gpaw.new.calculation.DFT``.
+    count
+        Number of passes.
+    new_matrices
+        After each of them compute D from the wave functions, scale ñ to the charge that goes with
+        it, and make the potential anew.
+    """
+    loop, density = dft.scf_loop, dft.density
+    electrons = density.nvalence - density.charge + dft.pot_calc.charge
+    for _ in range(count):
+        *_, dft.energies = loop.eigensolver.iterate(
+            dft.ibzwfs, density, dft.potential, loop.hamiltonian, dft.pot_calc, dft.energies
+        )
+        dft.ibzwfs.calculate_occs(loop.occ_calc, electrons)
+        if new_matrices:
+            held = density.nt_sR.data.copy()
+            density.update(dft.ibzwfs)
+            density.nt_sR.data[:] = held
+            density.normalize(dft.pot_calc.charge)
+            _update_potential(dft)
+
+
+# -- behind the scenes -------------------------------------------------------------------------
+
+
+def _attach(calculator: Any, start: PredictedStart) -> Any:
+    kind = type(calculator)
+    # Its own methods must not keep the calculator alive: GPAW ends its text output with it.
+    gpaw = proxy(calculator)
+    calculator.predicted_start = start
+    calculator.create_new_calculation = MethodType(start.begin, gpaw)
+    calculator.move_atoms = lambda atoms: start.go_on(kind.move_atoms, "moved", gpaw, atoms)
+    calculator.create_new_calculation_from_old = lambda atoms: start.go_on(
+        kind.create_new_calculation_from_old, "new cell", gpaw, atoms
+    )
+
+    def with_other_parameters(**parameters: Any) -> Any:
+        again = PredictedStart(start.model, start.refresh, start.hold, start.moves, keep=start.keep)
+        return _attach(kind.new(gpaw, **parameters), again)
+
+    calculator.new = with_other_parameters
+    if start.keep:
+        calculator.calculate_property = lambda atoms, name: _with_warning(
+            name, kind.calculate_property(gpaw, atoms, name)
+        )
+    return calculator
+
+
+def _with_warning(name: str, value: Any) -> Any:
+    if name in ("forces", "stress"):
+        warnings.warn(
+            f"The {name} belong to a density that is not self-consistent: their errors are first "
+            "order in its error, about 0.2 eV/Å at 0.2 %. Do not relax or run dynamics with them; "
+            "start_from_density converges.",
+            stacklevel=4,
+        )
+    return value
+
+
+def _update_potential(dft: Any) -> None:
+    dft.potential, dft.energies, _ = dft.pot_calc.calculate(
+        dft.density, dft.ibzwfs, dft.potential.vHt_x
+    )
+
+
+def _with_moments(atoms: Atoms, dft: Any) -> Atoms:
+    atoms = atoms.copy()
+    if dft.density.ncomponents != 2:
+        atoms.set_initial_magnetic_moments(None)
+    elif not atoms.get_initial_magnetic_moments().any():
+        atoms.set_initial_magnetic_moments(dft.density.calculate_magnetic_moments()[1][:, 2])
+    return atoms
+
+
+def _warn_of_missing_matrices(start: PredictedStart) -> None:
+    if start.model.network.config.onsite is None and not start.refresh:
+        warnings.warn(
+            f"The model {start.model.card.name!r} predicts ñ and no matrices D. With D "
+            "of free atoms even the exact ñ saves few iterations: take a model with on-site data, "
+            "or refresh=2.",
+            stacklevel=3,
+        )
+
+
+def _check_calculator(calculator: Any) -> None:
+    """Refuse what is not a calculator of the new GPAW."""
+    try:
+        from gpaw import __version__
+    except ImportError as error:
+        raise ConfigurationError("GPAW is missing: pip install 'eac-density[gpaw]'") from error
+    if getattr(calculator, "old", False):
+        raise ConfigurationError(
+            "This is classic GPAW (legacy_gpaw=True), which can only start from a density "
+            "(start_from_density). Leave legacy_gpaw out."
+        )
+    parameters = getattr(calculator, "params", None)
+    if not hasattr(calculator, "create_new_calculation") or not hasattr(
+        parameters, "create_dft_calculation_components"
+    ):
+        raise ConfigurationError(
+            f"{type(calculator).__module__}.{type(calculator).__qualname__} is no calculator of "
+            f"GPAW 26.7 or newer (installed: {__version__}). Pass what GPAW(...) returns."
+        )
+
+
+def _check_options_of_classic(refresh: int | None, hold: int | None, moves: Moves) -> None:
+    if refresh or hold or moves != "reuse":
+        raise ConfigurationError(
+            "refresh, hold and moves need GPAW's new code; this is classic GPAW "
+            "(legacy_gpaw=True). Leave them out, or leave legacy_gpaw out."
+        )
+
+
+def _functional_of_classic(calculator: Any) -> str:
+    xc = calculator.parameters.xc
+    return str(xc.get("name") if isinstance(xc, dict) else getattr(xc, "name", xc))

@@ -1,0 +1,294 @@
+"""What GPAW begins with, from a model: ñ on its grid and the matrices D_a, in atomic units.
+
+Nothing here imports GPAW: densities, builders and setups come in as objects of
+:mod:`gpaw.new`, and arrays go out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, Protocol
+
+import numpy as np
+from ase import Atoms
+from ase.units import Bohr
+from numpy.typing import NDArray
+
+from eac_ase.grid import DensityGrid, Shape
+from eac_model.checkpoint import ModelCard
+from eac_model.data.sample import DensitySample, PawDataset
+from eac_model.errors import ConfigurationError
+from eac_model.neighbors import check_structure
+from eac_model.onsite import OnsiteLayout
+
+Array = NDArray[np.floating]
+
+
+class DensityModel(Protocol):
+    """What is asked of a model; :class:`~eac_ase.calculator.EACDensity` has it."""
+
+    @property
+    def card(self) -> ModelCard:
+        """Name, functional, density kind."""
+
+    @property
+    def network(self) -> Any:
+        """Its ``config`` says ``elements``, ``spin`` and the layout of on-site data, ``onsite``."""
+
+    def get_density_grid(
+        self, atoms: Atoms, *, like: DensityGrid, progress: bool | None = None
+    ) -> DensityGrid:
+        """Density, and on-site data if the model has them, on the points of a grid."""
+
+
+@dataclass(frozen=True)
+class PawState:
+    """A predicted density of GPAW."""
+
+    total: Array
+    """ñ↑ + ñ↓ with the smooth core, e/Bohr³, shape (n1, n2, n3)."""
+    difference: Array | None
+    """ñ↑ − ñ↓, e/Bohr³; None if the model knows no spin."""
+    onsite: tuple[Array, ...] | None
+    """D↑ + D↓ of every atom, shape (i, i); None if the model has none."""
+    onsite_difference: tuple[Array, ...] | None
+    """D↑ − D↓."""
+
+
+def predict_state(model: DensityModel, atoms: Atoms, shape: Shape) -> PawState:
+    """Evaluate a model on GPAW's grid: the whole cell, first point at its corner.
+
+    Parameters
+    ----------
+    atoms
+        Structure with the initial magnetic moments of the calculation.
+    shape
+        Number of grid points along the cell vectors.
+
+    Raises
+    ------
+    UnknownElementError
+        The model was not built for an element.
+    """
+    a, b, c = (bool(flag) for flag in atoms.pbc)
+    target = DensityGrid(
+        np.broadcast_to(0.0, shape), atoms, np.array(atoms.cell.complete()), pbc=(a, b, c)
+    )
+    grid = model.get_density_grid(atoms, like=target, progress=False)
+    return PawState(
+        total=grid.values * Bohr**3,
+        difference=None if grid.spin is None else grid.spin * Bohr**3,
+        onsite=grid.onsite,
+        onsite_difference=grid.onsite_spin,
+    )
+
+
+def channels_of_spin(total: Array, difference: Array | None, present: Array) -> Array:
+    """Values of the spins that a calculation has.
+
+    Parameters
+    ----------
+    total, difference
+        Sum and difference of up and down; the difference may be missing.
+    present
+        What the calculation holds, shape (s, …); its own difference serves where none was
+        predicted.
+
+    Returns
+    -------
+    ndarray
+        Shape of `present`.
+    """
+    if len(present) == 1:
+        return total[None]
+    if difference is None:
+        difference = present[0] - present[1]
+    return np.stack([total + difference, total - difference]) / 2
+
+
+class KnownDensity:
+    """Stored calculations in place of a model: the best start there is, and a tool for tests.
+
+    Parameters
+    ----------
+    samples
+        GPAW's ñ and D of one or several structures with their PAW data sets
+        (``sample.calculation``), as :func:`eac_ase.reference.gpaw.calculate` returns and stores
+        keep them.
+    onsite
+        Offer the matrices D, too.
+
+    Raises
+    ------
+    ConfigurationError
+        A sample without ``calculation`` or matrices.
+    """
+
+    def __init__(self, samples: Sequence[DensitySample], *, onsite: bool = True) -> None:
+        datasets: dict[str, PawDataset] = {}
+        for sample in samples:
+            if sample.calculation is None or sample.onsite is None:
+                raise ConfigurationError(
+                    f"The sample {sample.provenance.source!r} lacks its calculation or the "
+                    "matrices D; `eac data gpaw` stores both."
+                )
+            datasets |= sample.calculation.datasets
+        self.samples = tuple(samples)
+        numbers = np.concatenate([sample.atoms.numbers for sample in samples])
+        self.card = ModelCard(name="known density", provenance=samples[0].provenance)
+        layout = OnsiteLayout(
+            code="GPAW",
+            channels={symbol: known.channels for symbol, known in datasets.items()},
+            datasets={
+                symbol: f"{known.name} {known.fingerprint}" for symbol, known in datasets.items()
+            },
+        )
+        self.network = SimpleNamespace(
+            config=SimpleNamespace(
+                elements=tuple(np.unique(numbers).tolist()),
+                spin=any(sample.spin_density is not None for sample in samples),
+                onsite=layout if onsite else None,
+            )
+        )
+
+    def get_density_grid(
+        self, atoms: Atoms, *, like: DensityGrid, progress: bool | None = None
+    ) -> DensityGrid:
+        """The density of the sample with these atoms, interpolated if the grid is another.
+
+        Raises
+        ------
+        ConfigurationError
+            There is none.
+        """
+        for sample in self.samples:
+            if (
+                np.array_equal(sample.atoms.numbers, atoms.numbers)
+                and np.allclose(sample.atoms.cell, atoms.cell, atol=1e-6)
+                and np.allclose(sample.atoms.positions, atoms.positions, atol=1e-6)
+            ):
+                break
+        else:
+            raise ConfigurationError(
+                f"None of the {len(self.samples)} stored calculations is of this structure "
+                f"({atoms.get_chemical_formula()}, these positions and this cell)."
+            )
+        grid = DensityGrid.from_sample(sample)
+        if grid.shape != like.shape:
+            grid = grid.resample(like.shape)
+        if self.network.config.onsite is None:
+            grid = replace(grid, onsite=None, onsite_spin=None)
+        return grid
+
+
+# -- does the model fit? -----------------------------------------------------------------------
+
+
+def check_model(model: DensityModel, functional: str) -> None:
+    """Refuse models of other densities than those of a calculation.
+
+    Parameters
+    ----------
+    functional
+        Of the calculation, as GPAW names it.
+
+    Raises
+    ------
+    ConfigurationError
+        Density kind, code of the on-site data, or functional differ; both sides are named.
+    """
+    card, origin = model.card, model.card.provenance
+    if origin.density_kind not in ("pseudo", "unknown"):
+        raise ConfigurationError(
+            f"The model {card.name!r} predicts {origin.density_kind} densities ({origin.code}); "
+            "GPAW starts from its own pseudo density (density kind 'pseudo'). Take a model that "
+            "was trained on GPAW's data."
+        )
+    layout = model.network.config.onsite
+    if layout is not None and layout.code != "GPAW":
+        raise ConfigurationError(
+            f"The model {card.name!r} predicts on-site data of {layout.code}; GPAW needs its own "
+            "matrices D. Take a model that was trained on GPAW's data."
+        )
+    if origin.functional not in ("unknown", functional):
+        raise ConfigurationError(
+            f"Functional: the calculation has xc={functional!r}, the model {card.name!r} predicts "
+            f"{origin.functional} densities, which belong to other PAW data sets, too. Change xc, "
+            "or take another model."
+        )
+
+
+def check_setups(model: DensityModel, atoms: Atoms, setups: Iterable[Any]) -> None:
+    """Refuse matrices of other PAW data sets than those of a calculation.
+
+    Parameters
+    ----------
+    setups
+        GPAW's setup of every atom.
+
+    Raises
+    ------
+    ConfigurationError
+        Projector channels, name or fingerprint of a data set differ; both sides are named.
+    UnknownElementError
+        The model was not built for an element.
+    """
+    check_structure(atoms, model.network.config.elements)
+    layout = model.network.config.onsite
+    if layout is None:
+        return
+    remedy = "Change setups, or take a model that was trained with these."
+    for setup in {setup.symbol: setup for setup in setups}.values():
+        symbol, name = setup.symbol, model.card.name
+        channels = tuple(int(l) for l in setup.l_j)
+        if channels != layout.channels[symbol]:
+            raise ConfigurationError(
+                f"Projectors of {symbol}: l = {_list(channels)} in GPAW's {dataset_name(setup)!r}, "
+                f"{_list(layout.channels[symbol])} in the matrices of the model {name!r}. {remedy}"
+            )
+        known, _, fingerprint = layout.datasets.get(symbol, "").partition(" ")
+        ours = dataset_name(setup)
+        if known and (known, fingerprint or setup.fingerprint) != (ours, setup.fingerprint):
+            raise ConfigurationError(
+                f"PAW data set of {symbol}: {ours} {setup.fingerprint} in the calculation, "
+                f"{known} {fingerprint} in the matrices of the model {name!r}. {remedy}"
+            )
+
+
+def dataset_name(setup: Any) -> str:
+    """Name of a setup's file without compression suffix: ``Si.PBE``."""
+    return str(getattr(setup.data, "stdfilename", f"{setup.symbol}.{setup.type}"))
+
+
+def _list(channels: Sequence[int]) -> str:
+    return " ".join(map(str, channels))
+
+
+# -- into GPAW's density -----------------------------------------------------------------------
+
+
+def fill_density(density: Any, state: PawState) -> None:
+    """Put a predicted state in place of what a density of ``gpaw.new`` holds.
+
+    Neither symmetrised nor normalised yet.
+
+    Parameters
+    ----------
+    density
+        ``gpaw.new.density.Density``, collinear; changed in place.
+    """
+    grid, xp = density.nt_sR.desc, density.nt_sR.xp
+    # The grid points of this process; where the density vanishes at the border, the first layer
+    # of the cell is no point.
+    part = tuple(slice(b, e) for b, e in zip(grid.start_c, grid.end_c, strict=True))
+    present = density.nt_sR.to_xp(np).data
+    difference = None if state.difference is None else state.difference[part]
+    density.nt_sR.data[:] = xp.asarray(channels_of_spin(state.total[part], difference, present))
+    if state.onsite is None:
+        return
+    for a, matrices in density.D_asii.items():
+        spin = None if state.onsite_difference is None else state.onsite_difference[a]
+        present = np.array(density.D_asii.to_xp(np)[a])
+        matrices[:] = xp.asarray(channels_of_spin(state.onsite[a], spin, present))

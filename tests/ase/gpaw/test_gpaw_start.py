@@ -1,0 +1,453 @@
+"""GPAW begins with predicted densities: stored calculations stand in for trained models."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from ase import Atoms
+from ase.build import bulk, molecule
+from ase.calculators.emt import EMT
+from ase.optimize import BFGS
+from ase.units import Bohr
+
+from eac_ase import DensityGrid, EACDensity
+from eac_ase.reference.gpaw import calculate
+from eac_ase.reference.recipe import Settings
+from eac_model.checkpoint import ModelCard
+from eac_model.data.sample import Provenance
+from eac_model.errors import ConfigurationError, UnknownElementError
+from eac_model.network import EACNet, NetworkConfig
+from eac_model.onsite import OnsiteLayout
+
+pytest.importorskip("gpaw.dft")
+
+from gpaw import GPAW
+
+from eac_ase.adapters.gpaw import (
+    KnownDensity,
+    all_electron_density,
+    fixed_density,
+    start_from_density,
+)
+
+SILICON = Settings(cutoff=200, kpoint_density=0.9)
+OXYGEN = Settings(cutoff=250, kpoint_density=None, smearing=0.0)
+
+
+@pytest.fixture(scope="module")
+def silicon():
+    atoms = bulk("Si")
+    atoms.rattle(0.1, seed=1)
+    return calculate(atoms, SILICON, "silicon/0")
+
+
+@pytest.fixture(scope="module")
+def oxygen():
+    return calculate(molecule("O2", vacuum=2.0), OXYGEN, "oxygen/0")
+
+
+def gpaw_for(sample, **changes):
+    return GPAW(**{**sample.calculation.settings, "txt": None, **changes})
+
+
+def free_atoms(sample):
+    """The state that GPAW begins with by itself."""
+    free = sample.free_atoms
+    return replace(
+        sample,
+        density=free.density,
+        spin_density=free.spin_density,
+        onsite=free.onsite,
+        onsite_spin=free.onsite_spin,
+    )
+
+
+def energy_and_iterations(atoms, calculator):
+    atoms = atoms.copy()
+    atoms.calc = calculator
+    return atoms.get_potential_energy(), calculator.get_number_of_iterations()
+
+
+class OwnArrays:
+    """A model of what GPAW itself begins with, in any mode."""
+
+    def __init__(self, atoms, **parameters):
+        calculator = GPAW(**parameters, txt=None)
+        calculator.create_new_calculation(atoms)
+        density = calculator.dft.density
+        grids = density.nt_sR.to_pbc_grid().data / Bohr**3
+        matrices = [np.array(d) for d in density.D_asii.values()]
+        self.grids, self.matrices = grids, matrices
+        layout = OnsiteLayout(
+            code="GPAW", channels={s.symbol: tuple(s.l_j) for s in calculator.dft.setups}
+        )
+        elements = tuple(set(atoms.numbers.tolist()))
+        self.card = ModelCard(name="own arrays")
+        self.network = SimpleNamespace(
+            config=SimpleNamespace(elements=elements, spin=len(grids) == 2, onsite=layout)
+        )
+
+    def get_density_grid(self, atoms, *, like, progress=None):
+        assert like.shape == self.grids.shape[1:]
+        spin = len(self.grids) == 2
+        return DensityGrid(
+            self.grids.sum(axis=0),
+            atoms,
+            like.cell,
+            spin=self.grids[0] - self.grids[1] if spin else None,
+            onsite=tuple(d.sum(axis=0) for d in self.matrices),
+            onsite_spin=tuple(d[0] - d[1] for d in self.matrices) if spin else None,
+        )
+
+
+def hydrogen(**moments):
+    return Atoms("H2", [(0, 0, 0), (0, 0, 0.8)], cell=[3.6, 3.6, 4.2], pbc=True, **moments)
+
+
+def tiny_model(**changes):
+    """An untrained network that knows GPAW's hydrogen."""
+    layout = OnsiteLayout(code="GPAW", channels={"H": (0, 0, 1)})
+    config = NetworkConfig(
+        elements=(1,), channels=4, l_max=2, interactions=1, onsite=layout, **changes
+    )
+    return EACDensity(EACNet(config))
+
+
+# -- the start ---------------------------------------------------------------------------------
+
+
+def test_gpaw_s_own_arrays_give_gpaw_s_own_run(silicon):
+    energy, iterations = energy_and_iterations(silicon.atoms, gpaw_for(silicon))
+    model = KnownDensity([free_atoms(silicon)])
+    calculator = start_from_density(gpaw_for(silicon), model, hold=0)
+    found, count = energy_and_iterations(silicon.atoms, calculator)
+    assert count == iterations
+    assert found == pytest.approx(energy, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "parameters",
+    [
+        {"mode": "fd", "h": 0.3},
+        {"mode": "lcao", "h": 0.3, "basis": "sz(dzp)"},
+        {"mode": {"name": "pw", "ecut": 200}},
+    ],
+    ids=["fd", "lcao", "pw"],
+)
+@pytest.mark.parametrize("moments", [{}, {"magmoms": [1.0, 1.0]}], ids=["paired", "spin"])
+def test_own_arrays_in_every_mode_and_with_spin(parameters, moments):
+    parameters = {**parameters, "xc": "PBE", "convergence": {"density": 1e-3}}
+    atoms = hydrogen(**moments)
+    atoms.pbc = (True, True, False)
+    atoms.center(axis=2)
+    energy, iterations = energy_and_iterations(atoms, GPAW(**parameters, txt=None))
+    model = OwnArrays(atoms, **parameters)
+    calculator = start_from_density(GPAW(**parameters, txt=None), model, hold=0)
+    found, count = energy_and_iterations(atoms, calculator)
+    assert count == iterations
+    assert found == pytest.approx(energy, abs=1e-8)
+
+
+def test_the_exact_state_converges_to_the_same_energy_in_fewer_iterations(silicon):
+    calculator = start_from_density(gpaw_for(silicon), KnownDensity([silicon]), hold=2)
+    energy, iterations = energy_and_iterations(silicon.atoms, calculator)
+    (start,) = calculator.predicted_start.starts
+    assert (start.kind, start.predicted, start.passes) == ("new", True, 2)
+    assert iterations + start.passes < 0.7 * silicon.calculation.iterations
+    assert energy == pytest.approx(silicon.calculation.energy, abs=1e-5)
+
+
+def test_spins_and_moments_are_those_of_the_prediction(oxygen):
+    calculator = start_from_density(gpaw_for(oxygen), KnownDensity([oxygen]), hold=2)
+    calculator.create_new_calculation(oxygen.atoms)
+    moment, moments = calculator.dft.density.calculate_magnetic_moments()
+    assert moment[2] == pytest.approx(2, abs=0.02)
+    np.testing.assert_allclose(moments[:, 2], oxygen.calculation.moments, atol=0.02)
+    energy, iterations = energy_and_iterations(oxygen.atoms, calculator)
+    assert iterations + 2 < 0.8 * oxygen.calculation.iterations
+    assert energy == pytest.approx(oxygen.calculation.energy, abs=1e-4)
+
+
+def test_models_without_spin_leave_the_spin_of_free_atoms(oxygen):
+    paired = replace(oxygen, spin_density=None, onsite_spin=None)
+    calculator = start_from_density(gpaw_for(oxygen), KnownDensity([paired]), hold=0)
+    calculator.create_new_calculation(oxygen.atoms)
+    up, down = calculator.dft.density.nt_sR.data / Bohr**3
+    np.testing.assert_allclose(up - down, oxygen.free_atoms.spin_density, atol=2e-2)
+    np.testing.assert_allclose(up + down, oxygen.density, rtol=1e-3, atol=1e-3)
+    d = calculator.dft.density.D_asii[0]
+    np.testing.assert_allclose(d[0] - d[1], oxygen.free_atoms.onsite_spin[0], atol=1e-12)
+    np.testing.assert_allclose(d[0] + d[1], oxygen.onsite[0], atol=1e-12)
+
+
+def test_predictions_are_symmetrised_and_normalised_as_gpaw_does(silicon):
+    """Matrices and density without symmetry, in a crystal that has symmetry."""
+    rng = np.random.default_rng(0)
+    noise = 1 + 0.05 * rng.normal(size=silicon.density.shape)
+    disorderly = replace(
+        silicon,
+        atoms=bulk("Si"),
+        density=silicon.density * noise,
+        onsite=tuple(d + 0.1 * np.diag(rng.normal(size=len(d))) for d in silicon.onsite),
+    )
+    calculator = start_from_density(gpaw_for(silicon), KnownDensity([disorderly]), hold=0)
+    calculator.create_new_calculation(bulk("Si"))
+    dft = calculator.dft
+    symmetries = dft.ibzwfs.ibz.symmetries
+    assert len(symmetries) > 20
+    grid = dft.density.nt_sR.data.copy()
+    matrix = np.array(dft.density.D_asii[0])
+    assert np.abs(matrix - disorderly.onsite[0]).max() > 0.01
+    dft.density.symmetrize(symmetries)
+    np.testing.assert_allclose(dft.density.nt_sR.data, grid, atol=1e-10)
+    np.testing.assert_allclose(dft.density.D_asii[0], matrix, atol=1e-10)
+    charge = dft.density.calculate_compensation_charge_coefficients()
+    total = dft.density.nt_sR.integrate().sum()
+    total += np.sqrt(4 * np.pi) * sum(q[0] for q in charge.values())
+    assert total == pytest.approx(0, abs=1e-10)
+
+
+def test_models_without_matrices_get_refresh_passes_or_a_warning(silicon):
+    alone = KnownDensity([silicon], onsite=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        calculator = start_from_density(gpaw_for(silicon), alone)
+    calculator.create_new_calculation(silicon.atoms)
+    assert calculator.predicted_start.starts[0].passes == 2
+    refreshed = np.array(calculator.dft.density.D_asii[0][0])
+    error = np.abs(refreshed - silicon.onsite[0]).max()
+    assert error < 0.1 * np.abs(silicon.free_atoms.onsite[0] - silicon.onsite[0]).max()
+    with pytest.warns(UserWarning, match="no matrices D"):
+        start_from_density(gpaw_for(silicon), alone, refresh=0)
+
+
+# -- more than one geometry --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("moves", ["reuse", "predict", "restart"])
+def test_relaxations_go_on(moves):
+    """An untrained network: whatever it predicts, GPAW finds the same forces."""
+    parameters = {
+        "mode": {"name": "pw", "ecut": 150},
+        "xc": "PBE",
+        "symmetry": "off",
+        "convergence": {"density": 1e-3, "eigenstates": 1e-6},
+    }
+    atoms, reference = hydrogen(), hydrogen()
+    reference.calc = GPAW(**parameters, txt=None)
+    atoms.calc = start_from_density(GPAW(**parameters, txt=None), tiny_model(), moves=moves)
+    for structure in (reference, atoms):
+        BFGS(structure, logfile=None).run(fmax=0.001, steps=2)
+    np.testing.assert_allclose(atoms.positions, reference.positions, atol=2e-3)
+    starts = atoms.calc.predicted_start.starts
+    assert [start.predicted for start in starts] == [True] + [moves != "reuse"] * 2
+    assert [start.kind for start in starts[1:]] == ["new" if moves == "restart" else "moved"] * 2
+
+
+def test_other_cells_and_other_elements_are_predicted_again(tmp_path):
+    text = tmp_path / "gpaw.txt"
+    parameters = {
+        "mode": {"name": "pw", "ecut": 150},
+        "xc": "PBE",
+        "kpts": {"density": 0.6},
+        "convergence": {"density": 1e-2},
+    }
+    calculator = start_from_density(GPAW(**parameters, txt=str(text)), tiny_model())
+    atoms = hydrogen()
+    atoms.calc = calculator
+    atoms.get_potential_energy()
+    atoms.set_cell(atoms.cell * 1.01, scale_atoms=True)  # the same k-points: GPAW interpolates
+    atoms.get_potential_energy()
+    atoms.set_cell(atoms.cell * [2, 1, 1], scale_atoms=False)  # other k-points
+    atoms.get_potential_energy()
+    del atoms[1]
+    atoms.get_potential_energy()
+    starts = calculator.predicted_start.starts
+    assert [start.kind for start in starts] == ["new", "new cell", "new", "new"]
+    assert [start.predicted for start in starts] == [True, False, True, True]
+    assert text.read_text().count("Density: predicted by the model") == 3
+
+
+def test_a_calculator_with_other_parameters_predicts_too(silicon):
+    calculator = start_from_density(gpaw_for(silicon), KnownDensity([silicon]), hold=2)
+    other = calculator.new(txt=None, occupations={"name": "fermi-dirac", "width": 0.2})
+    other.create_new_calculation(silicon.atoms)
+    assert [start.passes for start in other.predicted_start.starts] == [2]
+    assert calculator.predicted_start.starts == []
+
+
+def test_calculators_are_released_and_can_be_given_another_model(silicon, tmp_path):
+    text = tmp_path / "gpaw.txt"
+    calculator = gpaw_for(silicon, txt=str(text))
+    start_from_density(calculator, tiny_model())
+    start_from_density(calculator, KnownDensity([silicon]))
+    calculator.create_new_calculation(silicon.atoms)
+    assert len(calculator.predicted_start.starts) == 1
+    del calculator
+    assert "Max RSS" in text.read_text()
+
+
+# -- without self-consistency ------------------------------------------------------------------
+
+
+def test_fixed_densities_give_bands_and_the_harris_foulkes_energy(silicon):
+    known = silicon.calculation
+    wrong = replace(
+        silicon, density=silicon.density + 0.02 * (silicon.free_atoms.density - silicon.density)
+    )
+    for sample, energy_error, band_error in ((silicon, 1e-5, 1e-3), (wrong, 2e-3, 0.05)):
+        calculator = fixed_density(gpaw_for(silicon), KnownDensity([sample]))
+        energy, _ = energy_and_iterations(silicon.atoms, calculator)
+        assert abs(energy - known.energy) / 2 < energy_error
+        bands = calculator.eigenvalues()
+        occupied = known.occupations > 0.1
+        np.testing.assert_allclose(bands[occupied], known.eigenvalues[occupied], atol=band_error)
+    with pytest.warns(UserWarning, match="not self-consistent"):
+        calculator.get_forces(calculator.atoms)
+    path = calculator.fixed_density(kpts={"path": "GX", "npoints": 3}, symmetry="off", txt=None)
+    assert path.band_structure().energies.shape[:2] == (1, 3)
+    assert np.isfinite(calculator.dos().raw_dos([0.0, 1.0])).all()
+
+
+def test_fixed_densities_are_predicted_anew_when_atoms_move():
+    parameters = {"mode": {"name": "pw", "ecut": 150}, "xc": "PBE", "symmetry": "off"}
+    atoms = hydrogen()
+    atoms.calc = fixed_density(GPAW(**parameters, txt=None), tiny_model())
+    first = atoms.get_potential_energy()
+    atoms.positions[0, 2] -= 0.05
+    assert atoms.get_potential_energy() != pytest.approx(first, abs=1e-3)
+    assert [start.kind for start in atoms.calc.predicted_start.starts] == ["new", "new"]
+
+
+@pytest.mark.parametrize("refinement", [1, 2, 4])
+def test_all_electron_densities_hold_all_electrons(silicon, refinement):
+    model = KnownDensity([silicon])
+    grid = all_electron_density(gpaw_for(silicon), model, silicon.atoms, refinement=refinement)
+    assert grid.kind == "all-electron"
+    assert grid.shape == tuple(refinement * n for n in silicon.density.shape)
+    assert grid.integrate() == pytest.approx(28, abs=1e-6)
+    valence = all_electron_density(
+        gpaw_for(silicon), model, silicon.atoms, refinement=refinement, core=False
+    )
+    assert valence.integrate() == pytest.approx(8, abs=0.2)
+
+
+def test_all_electron_densities_are_gpaw_s(silicon, oxygen):
+    for sample in (silicon, oxygen):
+        calculator = gpaw_for(sample)
+        energy_and_iterations(sample.atoms, calculator)
+        theirs = calculator.get_all_electron_density(gridrefinement=2)
+        ours = all_electron_density(gpaw_for(sample), KnownDensity([sample]), sample.atoms)
+        assert np.abs(ours.values - theirs).sum() < 1e-3 * theirs.sum()
+    assert ours.integrate_spin() == pytest.approx(2, abs=0.01)
+
+
+# -- refusals ----------------------------------------------------------------------------------
+
+
+def with_provenance(sample, **changes):
+    return replace(sample, provenance=replace(sample.provenance, **changes))
+
+
+def test_other_densities_and_functionals_are_refused(silicon):
+    for changes, message in (
+        ({"density_kind": "valence", "code": "VASP"}, r"'known density' predicts valence .*VASP"),
+        ({"functional": "LDA"}, r"xc='PBE', the model 'known density' predicts LDA"),
+    ):
+        model = KnownDensity([with_provenance(silicon, **changes)])
+        for use in (start_from_density, fixed_density):
+            with pytest.raises(ConfigurationError, match=message):
+                use(gpaw_for(silicon), model)
+        with pytest.raises(ConfigurationError, match=message):
+            all_electron_density(gpaw_for(silicon), model, silicon.atoms)
+
+
+def with_layout(sample, **changes):
+    model = KnownDensity([sample])
+    config = model.network.config
+    config.onsite = config.onsite.model_copy(update=changes)
+    return model
+
+
+def test_other_data_sets_are_refused(silicon):
+    vasp = with_layout(silicon, code="VASP")
+    with pytest.raises(ConfigurationError, match="on-site data of VASP"):
+        start_from_density(gpaw_for(silicon), vasp)
+    for changes, message in (
+        ({"channels": {"Si": (0, 0, 1, 1)}}, r"l = 0 1 0 1 2 in GPAW's 'Si.PBE', 0 0 1 1 in"),
+        ({"datasets": {"Si": "Si.PBE 0123"}}, r"Si.PBE [0-9a-f]{32} in .*, Si.PBE 0123 in"),
+        ({"datasets": {"Si": "Si.14.PBE"}}, r"Si.PBE .* in the calculation, Si.14.PBE"),
+    ):
+        calculator = start_from_density(gpaw_for(silicon), with_layout(silicon, **changes))
+        with pytest.raises(ConfigurationError, match=message):
+            energy_and_iterations(silicon.atoms, calculator)
+
+
+def test_unknown_elements_and_structures_are_refused(silicon):
+    calculator = start_from_density(gpaw_for(silicon), tiny_model())
+    with pytest.raises(UnknownElementError, match="Si"):
+        energy_and_iterations(silicon.atoms, calculator)
+    calculator = start_from_density(gpaw_for(silicon), KnownDensity([silicon]))
+    with pytest.raises(ConfigurationError, match="None of the 1 stored"):
+        energy_and_iterations(bulk("Si"), calculator)
+    with pytest.raises(ConfigurationError, match="lacks its calculation"):
+        KnownDensity([replace(silicon, calculation=None)])
+
+
+def test_other_calculators_and_options_are_refused(silicon):
+    model = KnownDensity([silicon])
+    with pytest.raises(ConfigurationError, match="EMT is no calculator of GPAW"):
+        start_from_density(EMT(), model)
+    with pytest.raises(ConfigurationError, match="one of reuse, predict, restart"):
+        start_from_density(gpaw_for(silicon), model, moves="never")
+    classic = gpaw_for(silicon, legacy_gpaw=True)
+    with pytest.raises(ConfigurationError, match="new code"):
+        start_from_density(classic, model, hold=2)
+    with pytest.raises(ConfigurationError, match="classic GPAW"):
+        fixed_density(classic, model)
+    # GPAW knows non-collinear spins with the LDA only
+    model = KnownDensity([with_provenance(silicon, functional="LDA")])
+    moments = [[1.0, 0, 0], [0, 1.0, 0]]
+    twisted = gpaw_for(silicon, xc="LDA", magmoms=moments, symmetry="off")
+    with pytest.raises(ConfigurationError, match="non-collinear"):
+        energy_and_iterations(silicon.atoms, start_from_density(twisted, model))
+
+
+def test_charged_cells_are_warned_of(silicon):
+    with pytest.warns(UserWarning, match=r"charge \+1"):
+        start_from_density(gpaw_for(silicon, charge=1.0), KnownDensity([silicon]))
+
+
+# -- classic GPAW ------------------------------------------------------------------------------
+
+
+def test_classic_gpaw_runs_as_by_itself_from_its_own_arrays(silicon):
+    energy, iterations = energy_and_iterations(silicon.atoms, gpaw_for(silicon, legacy_gpaw=True))
+    model = KnownDensity([free_atoms(silicon)])
+    calculator = start_from_density(gpaw_for(silicon, legacy_gpaw=True), model)
+    found, count = energy_and_iterations(silicon.atoms, calculator)
+    assert count == iterations
+    assert found == pytest.approx(energy, abs=1e-8)
+
+
+def test_classic_gpaw_holds_the_prediction_with_spin(oxygen, tmp_path):
+    text = tmp_path / "gpaw.txt"
+    classic = gpaw_for(oxygen, legacy_gpaw=True, txt=str(text))
+    calculator = start_from_density(classic, KnownDensity([oxygen]))
+    calculator.initialize(oxygen.atoms)
+    calculator.set_positions(oxygen.atoms)
+    total, spin = calculator.density.nt_sG.sum(axis=0), calculator.density.nt_sG[0]
+    np.testing.assert_allclose(total / Bohr**3, oxygen.density, atol=1e-4)
+    up = (oxygen.density + oxygen.spin_density) / 2
+    np.testing.assert_allclose(spin / Bohr**3, up, atol=1e-4)
+    calculator.log.fd.flush()
+    assert "Density predicted by the model known density" in text.read_text()
+
+
+def test_cards_without_words_are_taken_at_their_word():
+    assert tiny_model().card.provenance == Provenance()
+    start_from_density(GPAW(mode="pw", xc="PBE", txt=None), tiny_model())
