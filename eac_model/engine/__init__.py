@@ -7,6 +7,7 @@ from eac_model.engine.inference import (
     evaluate_points,
     integrate_contributions,
 )
+from eac_model.engine.streaming import stream_grid
 
 __all__ = [
     "EncodedAtoms",
@@ -14,4 +15,5 @@ __all__ = [
     "evaluate_grid",
     "evaluate_points",
     "integrate_contributions",
+    "stream_grid",
 ]

@@ -1,7 +1,8 @@
 """Densities of one structure at any points, in blocks of neighbouring points.
 
-A block of points is dense against the atoms (periodic images included) in its reach: distances are
-one array, a mask tells pairs within the cutoff, no neighbour list of the whole grid exists.
+Only the pairs of one block are ever known; no neighbour list of a whole grid exists. On CPUs in
+float32 they are evaluated on shells around the atoms (:mod:`eac_model.engine.value_weight`,
+:mod:`eac_model.engine.linear`), otherwise, and where they are few, by the network itself.
 """
 
 from __future__ import annotations
@@ -13,8 +14,13 @@ import numpy as np
 import torch
 from ase import Atoms
 from numpy.typing import NDArray
+from scipy.spatial import cKDTree
 from torch import Tensor
 
+from eac_model.engine.descriptors import descriptors_in_blocks
+from eac_model.engine.kernels import Kernels, shell_kernels
+from eac_model.engine.symmetry import unique_points
+from eac_model.engine.tiles import TilePairs, sort_pairs, tile_pairs
 from eac_model.graph import AtomGraph, PointPairs
 from eac_model.neighbors import (
     atom_graph,
@@ -28,8 +34,11 @@ from eac_model.network import EACNet
 Progress = Callable[[int], None]
 """Called after every block with the number of points it held."""
 
-BIN_WIDTH = 2.0
-"""Å. Scattered points are sorted into boxes of about this size before they are cut into blocks."""
+BLOCK_WIDTH = 12.0
+"""Å. Scattered points are cut into blocks no wider than this."""
+
+PAIRS_AN_ATOM = 100
+"""Below this mean number of pairs an atom the network itself is faster than its tables."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +56,8 @@ class EncodedAtoms:
     """(images,) | the atom of every periodic image in reach of the cell."""
     image_positions: NDArray[np.float64]
     """(images, 3) | Å."""
+    image_tree: cKDTree
+    """Finds the images near a place."""
 
 
 def encode(network: EACNet, atoms: Atoms) -> EncodedAtoms:
@@ -64,7 +75,7 @@ def encode(network: EACNet, atoms: Atoms) -> EncodedAtoms:
     polarized = config.spin and bool(graph.magmoms.any())
     spins = [graph, graph.flipped()] if polarized else [graph]
     with torch.no_grad():
-        descriptors = network.descriptors(AtomGraph.concatenate(spins))
+        descriptors = descriptors_in_blocks(network, AtomGraph.concatenate(spins))
     image_atoms, image_positions = periodic_images(atoms, config.point_cutoff)
     copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     copy.set_initial_magnetic_moments(atoms.get_initial_magnetic_moments())
@@ -74,6 +85,7 @@ def encode(network: EACNet, atoms: Atoms) -> EncodedAtoms:
         descriptors=descriptors.reshape(len(spins), len(atoms), *descriptors.shape[1:]),
         image_atoms=image_atoms,
         image_positions=image_positions,
+        image_tree=cKDTree(image_positions),
     )
 
 
@@ -118,17 +130,20 @@ def evaluate_points(
     wrapped = wrap_points(points, encoded.atoms)
     shape = (network.n_spin, len(points), len(encoded.atoms))[: 3 if contributions else 2]
     result: NDArray[np.floating] = np.zeros(shape, dtype=_numpy_dtype(network))
-    for chosen in _blocks_of_points(wrapped, block_size or _default_block(network)):
-        for part, pairs, values in _evaluate_block(network, encoded, wrapped[chosen]):
-            rows = slice(None) if of_atoms is None else torch.as_tensor(of_atoms)[pairs.atom.cpu()]
-            target = chosen[part]
-            for spin, value in enumerate(values):
-                if contributions:
-                    by_atom = value.new_zeros(len(encoded.atoms), value.shape[1])
-                    by_atom.index_add_(0, pairs.atom, value)
-                    result[spin, target] = by_atom.T.cpu().numpy()
-                else:
-                    result[spin, target] = value[rows].sum(0).cpu().numpy()
+    n_atoms = len(encoded.atoms)
+    mask = None if of_atoms is None else torch.as_tensor(of_atoms, device=network.device)
+    kernels = shell_kernels(network)
+    size = block_size or _default_block(network)
+    for chosen, found in _all_contributions(network, encoded, wrapped, size, kernels):
+        for part in found:
+            kept = part if mask is None else part.of(mask)
+            if contributions:
+                flat = kept.values.new_zeros(network.n_spin, len(chosen) * n_atoms)
+                flat.index_add_(1, kept.point * n_atoms + kept.atom, kept.values)
+                result[:, chosen] += flat.unflatten(1, (-1, n_atoms)).cpu().numpy()
+            else:
+                total = kept.values.new_zeros(network.n_spin, len(chosen))
+                result[:, chosen] += total.index_add_(1, kept.point, kept.values).cpu().numpy()
         if progress is not None:
             progress(len(chosen))
     return result
@@ -142,6 +157,7 @@ def evaluate_grid(
     cell: NDArray | None = None,
     origin: NDArray | None = None,
     of_atoms: NDArray[np.bool_] | None = None,
+    symmetry: bool = True,
     block_size: int | None = None,
     progress: Progress | None = None,
 ) -> NDArray[np.floating]:
@@ -157,17 +173,28 @@ def evaluate_grid(
         (3,) position of the first point, Å; 0 if None.
     of_atoms
         As in :func:`evaluate_points`.
+    symmetry
+        Of points of a crystal's cell that its symmetry makes equivalent, evaluate one and copy it:
+        the density is then exactly symmetric. Without effect on other grids.
 
     Returns
     -------
     ndarray
         Shape (n_spin, n1, n2, n3), e/Å³.
     """
+    whole = cell is None or np.array_equal(cell, encoded.atoms.cell)
+    if symmetry and whole and of_atoms is None and (origin is None or not np.any(origin)):
+        unique = unique_points(encoded.atoms, shape)
+        if unique is not None:
+            points = (unique.indices / np.array(shape)) @ np.asarray(encoded.atoms.cell)
+            found = evaluate_points(network, encoded, points, block_size=block_size)
+            if progress is not None:
+                progress(unique.which.size)
+            return found[:, unique.which]
     result: NDArray[np.floating] = np.zeros((network.n_spin, *shape), dtype=_numpy_dtype(network))
-    for window, points in _blocks_of_grid(network, encoded, shape, cell, origin, block_size):
-        values = evaluate_points(
-            network, encoded, points, of_atoms=of_atoms, block_size=len(points)
-        )
+    size = block_size or _default_block(network)
+    for window, points in _blocks_of_grid(encoded, shape, cell, origin, size):
+        values = evaluate_points(network, encoded, points, of_atoms=of_atoms, block_size=size)
         result[:, *window] = values.reshape(network.n_spin, *result[0][window].shape)
         if progress is not None:
             progress(len(points))
@@ -203,95 +230,142 @@ def integrate_contributions(
     dipoles = torch.zeros(network.n_spin, n, 3, dtype=torch.float64)
     spanned = np.asarray(complete_cell(encoded.atoms) if cell is None else cell)
     voxel = abs(np.linalg.det(spanned)) / np.prod(shape)
-    for _, points in _blocks_of_grid(network, encoded, shape, cell, origin, block_size):
+    kernels = shell_kernels(network)
+    size = block_size or _default_block(network)
+    for _, points in _blocks_of_grid(encoded, shape, cell, origin, size):
         wrapped = wrap_points(points, encoded.atoms)
-        for _, pairs, values in _evaluate_block(network, encoded, wrapped):
-            atom = pairs.atom.cpu()
-            for spin, value in enumerate(values):
-                moment = torch.bmm(value.unsqueeze(1), pairs.vectors).squeeze(1)
-                populations[spin].index_add_(0, atom, value.sum(1).double().cpu())
-                dipoles[spin].index_add_(0, atom, moment.double().cpu())
+        for _, found in _all_contributions(network, encoded, wrapped, size, kernels):
+            for part in found:
+                atom = part.atom.cpu()
+                for spin, value in enumerate(part.values.double().cpu()):
+                    populations[spin].index_add_(0, atom, value)
+                    moments = (value * part.vectors.double().cpu()).T
+                    dipoles[spin].index_add_(0, atom, moments)
         if progress is not None:
             progress(len(points))
     return populations.numpy() * voxel, dipoles.numpy() * voxel
 
 
-def _evaluate_block(
-    network: EACNet, encoded: EncodedAtoms, points: NDArray
-) -> Iterator[tuple[slice, PointPairs, list[Tensor]]]:
-    """Contributions at neighbouring points; in several parts where memory does not suffice."""
-    pending = [slice(0, len(points))]
-    while pending:
-        part = pending.pop()
-        try:
-            yield part, *_contributions(network, encoded, points[part])
-        except (MemoryError, RuntimeError) as error:
-            count = part.stop - part.start
-            if count == 1 or not _out_of_memory(error):
-                raise
-            if network.device.type == "cuda":
-                torch.cuda.empty_cache()
-            middle = part.start + count // 2
-            pending += [slice(middle, part.stop), slice(part.start, middle)]
+@dataclass(frozen=True)
+class _Contributions:
+    """Contributions of pairs of points and atoms."""
+
+    atom: Tensor
+    """(p,) int64 | index among the structure's atoms."""
+    point: Tensor
+    """(p,) int64 | index among the points of the block."""
+    vectors: Tensor
+    """(3, p) | from the atom's image to the point, Å."""
+    values: Tensor
+    """(n_spin, p) | e/Å³."""
+
+    def of(self, chosen: Tensor) -> _Contributions:
+        """Those of some atoms; ``chosen`` is a mask."""
+        kept = chosen[self.atom]
+        return _Contributions(
+            self.atom[kept], self.point[kept], self.vectors[:, kept], self.values[:, kept]
+        )
+
+
+def _all_contributions(
+    network: EACNet, encoded: EncodedAtoms, points: NDArray, block_size: int, kernels: Kernels
+) -> Iterator[tuple[NDArray[np.int64], list[_Contributions]]]:
+    """Contributions at wrapped points, and which points they are, block by block."""
+    for block in _blocks_of_points(points, block_size):
+        pending = [block]
+        while pending:
+            chosen = pending.pop()
+            try:
+                yield chosen, _contributions(network, encoded, points[chosen], kernels)
+            except (MemoryError, RuntimeError) as error:
+                if len(chosen) == 1 or not _out_of_memory(error):
+                    raise
+                if network.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                half = len(chosen) // 2
+                pending += [chosen[half:], chosen[:half]]
 
 
 def _contributions(
-    network: EACNet, encoded: EncodedAtoms, points: NDArray
-) -> tuple[PointPairs, list[Tensor]]:
+    network: EACNet, encoded: EncodedAtoms, points: NDArray, kernels: Kernels
+) -> list[_Contributions]:
+    """All contributions at neighbouring points, in one or two lists that add up."""
     cutoff = network.config.point_cutoff
     low, high = points.min(axis=0), points.max(axis=0)
-    images = encoded.image_positions
-    outside = np.maximum(np.maximum(low - images, images - high), 0.0)
-    near = np.flatnonzero((outside**2).sum(axis=1) < cutoff**2)
-    # Differences in float64, then rounded: positions far from the origin lose nothing.
-    vectors = torch.as_tensor(
-        points[None] - images[near, None], dtype=network.dtype, device=network.device
-    )
-    atoms, rows = np.unique(encoded.image_atoms[near], return_inverse=True)
-    count = len(points)
+    reach = float(np.linalg.norm(high - low)) / 2 + cutoff
+    near = encoded.image_tree.query_ball_point((low + high) / 2, reach, return_sorted=True)
+    pairs = tile_pairs(points, encoded.image_positions[near], cutoff, network.dtype, network.device)
+    of_image = torch.as_tensor(encoded.image_atoms[near], device=network.device)
+    atom = of_image[pairs.image]
+    atoms = int((torch.bincount(atom) > 0).sum())
+    if not kernels or len(pairs) <= PAIRS_AN_ATOM * atoms:
+        return [_network_contributions(network, encoded, pairs, atom, len(points))]
+    elements = network.types.elements(encoded.numbers)
+    found = []
+    for kernel in kernels:
+        ordered = sort_pairs(pairs, atom, kernel.shells, kernel.l_max, kernel.core_radius)
+        with torch.no_grad():
+            values = kernel.contributions(encoded.descriptors, elements, ordered, len(points))
+        values = values.expand(network.n_spin, -1)
+        found.append(_Contributions(ordered.atom, ordered.point, ordered.vectors, values))
+    return found
+
+
+def _network_contributions(
+    network: EACNet, encoded: EncodedAtoms, pairs: TilePairs, atom: Tensor, n_points: int
+) -> _Contributions:
+    """The network itself on a list of pairs: few of them, float64, or a GPU."""
+    present, rows = torch.unique(atom, return_inverse=True)
+    order = torch.argsort(rows, stable=True)
+    rows = rows[order]
+    counts = torch.bincount(rows, minlength=len(present))
+    columns = torch.arange(len(rows), device=rows.device)
+    columns -= torch.repeat_interleave(torch.cumsum(counts, 0) - counts, counts)
+    shape = (len(present), int(counts.max()) if len(counts) else 1)
+    vectors = pairs.vectors.new_ones((*shape, 3))
+    vectors[rows, columns] = pairs.vectors.T[order]
+    mask = torch.zeros(shape, dtype=torch.bool, device=rows.device)
+    mask[rows, columns] = True
+    point = torch.zeros(shape, dtype=torch.int64, device=rows.device)
+    point[rows, columns] = pairs.point[order]
     local = PointPairs(
-        atom=torch.as_tensor(rows, device=network.device),
+        atom=torch.arange(len(present), device=rows.device),
         vectors=vectors,
-        mask=(vectors * vectors).sum(-1) < cutoff**2,
-        point=torch.arange(count, device=network.device).expand(len(near), count),
-        n_points=count,
+        mask=mask,
+        point=point,
+        n_points=n_points,
     )
-    chosen = torch.as_tensor(atoms, device=network.device)
     with torch.no_grad():
         values = [
-            network.contributions(descriptors[chosen], encoded.numbers[chosen], local)
+            network.contributions(descriptors[present], encoded.numbers[present], local)[mask]
             for descriptors in encoded.descriptors
         ]
     values *= network.n_spin // len(values)
-    pairs = PointPairs(
-        atom=chosen[local.atom],
-        vectors=local.vectors,
-        mask=local.mask,
-        point=local.point,
-        n_points=count,
-    )
-    return pairs, values
+    return _Contributions(present[rows], point[mask], vectors[mask].T, torch.stack(values))
 
 
 def _blocks_of_points(points: NDArray, block_size: int) -> Iterator[NDArray[np.int64]]:
     """Indices of neighbouring points, at most ``block_size`` at a time."""
-    if len(points) == 0:
-        return
-    bins = np.floor((points - points.min(axis=0)) / BIN_WIDTH).astype(np.int64)
-    order = np.lexsort(bins.T)
-    changes = np.flatnonzero(np.any(np.diff(bins[order], axis=0) != 0, axis=1)) + 1
-    for members in np.split(order, changes):
-        for start in range(0, len(members), block_size):
-            yield members[start : start + block_size]
+    pending = [np.arange(len(points))] if len(points) else []
+    while pending:
+        members = pending.pop()
+        extent = np.ptp(points[members], axis=0)
+        axis = int(extent.argmax())
+        if len(members) <= block_size and extent[axis] <= BLOCK_WIDTH:
+            yield members
+            continue
+        # Halves by number: blocks come out equally full, whatever the points' distribution.
+        half = len(members) // 2
+        order = np.argpartition(points[members, axis], half)
+        pending += [members[order[half:]], members[order[:half]]]
 
 
 def _blocks_of_grid(
-    network: EACNet,
     encoded: EncodedAtoms,
     shape: tuple[int, int, int],
     cell: NDArray | None,
     origin: NDArray | None,
-    block_size: int | None,
+    block_size: int,
 ) -> Iterator[tuple[tuple[slice, slice, slice], NDArray[np.float64]]]:
     """Windows of a grid, as cubic as they can be, and the positions of their points."""
     if len(shape) != 3 or min(shape) < 1:
@@ -299,8 +373,10 @@ def _blocks_of_grid(
     vectors = np.asarray(complete_cell(encoded.atoms) if cell is None else cell, dtype=float)
     start = np.zeros(3) if origin is None else np.asarray(origin, dtype=float)
     steps = np.linalg.norm(vectors, axis=1) / shape
-    width = np.cbrt((block_size or _default_block(network)) * np.prod(steps))
+    width = np.cbrt(block_size * np.prod(steps))
     counts = np.clip((width / steps).astype(int), 1, shape)
+    # As many windows, but of equal size.
+    counts = -(-np.array(shape) // -(-np.array(shape) // counts))
     for first in np.ndindex(*(-(-n // c) for n, c in zip(shape, counts, strict=True))):
         x, y, z = (
             slice(i * c, min((i + 1) * c, n)) for i, c, n in zip(first, counts, shape, strict=True)
@@ -314,8 +390,11 @@ def _blocks_of_grid(
 
 def _default_block(network: EACNet) -> int:
     """Points a block, so that its pairs take some hundred MB at most."""
-    points = 2048 if network.value_weight is None else 256
-    return points * (16 if network.device.type == "cuda" else 1)
+    decoder = network.value_weight
+    if shell_kernels(network):
+        # Softmaxes keep the features of all pairs at a block's points.
+        return 16384 if decoder is None or decoder.kind in ("I", "S") else 8192
+    return (2048 if decoder is None else 256) * (16 if network.device.type == "cuda" else 1)
 
 
 def _out_of_memory(error: Exception) -> bool:

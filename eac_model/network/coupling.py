@@ -26,7 +26,7 @@ from eac_model.network.interaction import (
 )
 
 
-def _polar_3j(l1: int, l2: int, l3: int) -> float:
+def polar_3j(l1: int, l2: int, l3: int) -> float:
     """e3nn's 3j symbol at m = 0 of the polar axis (the middle component)."""
     return float(o3.wigner_3j(l1, l2, l3, dtype=torch.float64)[l1, l2, l3])
 
@@ -101,7 +101,7 @@ class EdgeUpdate(nn.Module):
             self.species.instructions, self.species.weight_views(), strict=True
         ):
             l = instruction.i_in1
-            scale = instruction.path_weight * _polar_3j(l, 0, l)
+            scale = instruction.path_weight * polar_3j(l, 0, l)
             matrices = torch.einsum("et,utw->euw", table, view) * scale
             _accumulate(outputs, instruction.i_out, _by_element(features[l], matrices, element))
         return self._zonal_gate([outputs[i] for i in range(len(self._l_target))])
@@ -114,7 +114,7 @@ class EdgeUpdate(nn.Module):
             l1, l2 = instruction.i_in1, instruction.i_in2
             l3 = self.product.irreps_out[instruction.i_out].ir.l
             # Y^l in the polar frame has the one component √(2l+1).
-            scale = instruction.path_weight * _polar_3j(l1, l2, l3) * (2 * l2 + 1) ** 0.5
+            scale = instruction.path_weight * polar_3j(l1, l2, l3) * (2 * l2 + 1) ** 0.5
             _accumulate(mid, instruction.i_out, features[l1] * path * scale)
         return mid
 

@@ -88,17 +88,24 @@ class ValueWeightDecoder(nn.Module):
             0, point, features * envelope.unsqueeze(-1)
         )
         scores = self.weight(torch.cat([gathered[point], features], dim=-1)).squeeze(-1)
-        match self.kind:
-            case "MLP+S":
-                return softmax(scores + envelope, point, num_nodes=n_points)
-            case "SoftmaxxS":
-                return softmax(scores, point, num_nodes=n_points) * envelope
-            case "MLPxS":
-                # S exp(a)/Σ S exp(a): the logarithm keeps the softmax's protection from overflow.
-                logs = scores + torch.log(envelope.clamp(min=torch.finfo(envelope.dtype).tiny))
-                return softmax(logs, point, num_nodes=n_points)
-            case _:
-                # Bounded scores: exp cannot overflow, and no maximum spoils the derivatives.
-                grown = envelope * torch.exp(8 * torch.tanh(scores / 8))
-                total = grown.new_zeros(n_points).index_add(0, point, grown)
-                return grown / (1 + total)[point]
+        return normalized_weights(self.kind, scores, envelope, point, n_points)
+
+
+def normalized_weights(
+    kind: str, scores: Tensor, envelope: Tensor, point: Tensor, n_points: int
+) -> Tensor:
+    """Weights of all pairs, (p,), from the scores of the weight network and S(r)."""
+    match kind:
+        case "MLP+S":
+            return softmax(scores + envelope, point, num_nodes=n_points)
+        case "SoftmaxxS":
+            return softmax(scores, point, num_nodes=n_points) * envelope
+        case "MLPxS":
+            # S exp(a)/Σ S exp(a): the logarithm keeps the softmax's protection from overflow.
+            logs = scores + torch.log(envelope.clamp(min=torch.finfo(envelope.dtype).tiny))
+            return softmax(logs, point, num_nodes=n_points)
+        case _:
+            # Bounded scores: exp cannot overflow, and no maximum spoils the derivatives.
+            grown = envelope * torch.exp(8 * torch.tanh(scores / 8))
+            total = grown.new_zeros(n_points).index_add(0, point, grown)
+            return grown / (1 + total)[point]

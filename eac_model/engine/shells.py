@@ -1,0 +1,200 @@
+"""Functions of the distance as polynomials on spherical shells.
+
+Around an atom every radial function of a trained network is a fixed function of r. On each of a
+few shells r_k ≤ r < r_{k+1} it is replaced by its Chebyshev interpolant, so that a sum of radial
+functions times anything becomes a product with a constant matrix a shell. The number of shells is
+the smallest that meets a bound on the error. Chebyshev polynomials of degree 5 on some sixteen
+shells are as accurate as cubic Hermite tables on some two hundred intervals, and leave every shell
+enough points to fill matrix products.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from eac_model.errors import EACError
+from eac_model.network.radial import SplineBasis
+
+TERMS = 6
+"""Chebyshev polynomials a shell, T_0 … T_5."""
+
+TOLERANCE = 4e-7
+"""Bound on the error of tabulated functions, relative to the largest value among them."""
+
+NUMBERS_OF_SHELLS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
+"""What is tried, in this order."""
+
+
+class ToleranceError(EACError):
+    """Radial functions are too rough to be tabulated."""
+
+
+Radial = Callable[[Tensor], Tensor]
+"""Functions of the distance: (n,) float64, Å → (n, …) float64."""
+
+
+@dataclass(frozen=True)
+class Shells:
+    """Shells of equal width in r, or in the coordinate of a spline basis."""
+
+    count: int
+    """Number of shells."""
+    cutoff: float
+    """Outer radius of the last one, Å."""
+    knots: SplineBasis | None = None
+    """Its coordinate x(r) takes the place of r: functions that are piecewise polynomials of x are
+    met exactly where ``count`` is a multiple of the number of its intervals."""
+
+    def coordinate(self, distance: Tensor) -> Tensor:
+        """Position in units of shells: the integer part is the shell, the rest 0 … 1 inside it."""
+        if self.knots is None:
+            return distance * (self.count / self.cutoff)
+        core = self.knots.core_radius
+        x = torch.log1p((distance / core) ** 2)
+        return x * (self.count / float(np.log1p((self.cutoff / core) ** 2)))
+
+    def number(self, distance: Tensor) -> Tensor:
+        """The shell (n,) int64 in which a distance (n,) below r_c lies."""
+        return self.coordinate(distance).long().clamp_(max=self.count - 1)
+
+    def polynomials(self, distance: Tensor, dtype: torch.dtype) -> Tensor:
+        """T_0 … T_5 (:data:`TERMS`, n) of the places of distances (n,) float64 in their shells."""
+        x = self.coordinate(distance)
+        x -= x.floor().clamp_(max=self.count - 1)
+        return chebyshev(x.to(dtype).mul_(2).sub_(1))
+
+    def nodes(self) -> Tensor:
+        """Radii at which functions are tabulated, (count · TERMS,), Å."""
+        roots = torch.cos(torch.pi * (torch.arange(TERMS, dtype=torch.float64) + 0.5) / TERMS)
+        return self._radius(((roots + 1) / 2 + torch.arange(self.count)[:, None]).flatten())
+
+    def probes(self) -> Tensor:
+        """Radii at which interpolants are tested: ends, and between the nodes of all shells."""
+        extrema = torch.cos(torch.pi * torch.arange(TERMS + 1, dtype=torch.float64) / TERMS)
+        inside = extrema.clamp(-1 + 1e-9, 1 - 1e-9)
+        return self._radius(((inside + 1) / 2 + torch.arange(self.count)[:, None]).flatten())
+
+    def coefficients(self, function: Radial) -> Tensor:
+        """Chebyshev coefficients of functions, (count, TERMS, …) float64."""
+        values = function(self.nodes())
+        values = values.reshape(self.count, TERMS, -1)
+        order = torch.arange(TERMS, dtype=torch.float64)
+        transform = torch.cos(torch.pi * order[:, None] * (order + 0.5) / TERMS) * (2 / TERMS)
+        transform[0] /= 2
+        return torch.einsum("jn,snf->sjf", transform, values)
+
+    def error(self, function: Radial) -> float:
+        """Largest error of the interpolants between nodes, relative to the largest value."""
+        coefficients = self.coefficients(function)
+        probes = self.probes()
+        shell, polynomials = self.number(probes), self.polynomials(probes, probes.dtype)
+        exact = function(probes).reshape(len(probes), -1)
+        found = torch.einsum("jn,njf->nf", polynomials, coefficients[shell])
+        largest = float(exact.abs().max())
+        return float((found - exact).abs().max()) / largest if largest > 0 else 0.0
+
+    def _radius(self, x: Tensor) -> Tensor:
+        if self.knots is None:
+            return x * (self.cutoff / self.count)
+        core = self.knots.core_radius
+        step = float(np.log1p((self.cutoff / core) ** 2)) / self.count
+        return core * torch.sqrt(torch.expm1(x * step))
+
+
+def fit_shells(
+    functions: Sequence[Radial], cutoff: float, knots: SplineBasis | None, tolerance: float
+) -> Shells:
+    """The fewest shells on which all functions meet the bound.
+
+    Raises
+    ------
+    ToleranceError
+        None of :data:`NUMBERS_OF_SHELLS` suffices.
+    """
+    for number in NUMBERS_OF_SHELLS:
+        shells = Shells(number if knots is None else number * (knots.size - 3), cutoff, knots)
+        if all(shells.error(function) < tolerance for function in functions):
+            return shells
+        if shells.count >= NUMBERS_OF_SHELLS[-1]:
+            break
+    raise ToleranceError(
+        f"The radial functions of this network cannot be tabulated to {tolerance:g} on "
+        f"{shells.count} shells."
+    )
+
+
+def chebyshev(x: Tensor) -> Tensor:
+    """T_0 … T_5 at x in −1 … 1, (n,) → (:data:`TERMS`, n)."""
+    result = x.new_empty(TERMS, len(x))
+    result[0] = 1
+    result[1] = x
+    doubled = 2 * x
+    for order in range(2, TERMS):
+        torch.mul(doubled, result[order - 1], out=result[order])
+        result[order] -= result[order - 2]
+    return result
+
+
+def solid_harmonics(vectors: Tensor, l_max: int) -> Tensor:
+    """Real harmonics |v|^l Y_lm(v̂) in e3nn's order and ``component`` normalisation.
+
+    Parameters
+    ----------
+    vectors
+        (3, n); unit vectors give spherical harmonics.
+
+    Returns
+    -------
+    Tensor
+        ((l_max+1)², n), one row a component: arithmetic runs along contiguous points.
+    """
+    # e3nn's polar axis is y, and φ runs from z to x.
+    x, y, z = vectors
+    square = x * x + y * y + z * z
+    result = x.new_empty((l_max + 1) ** 2, len(x))
+    cosine, sine = torch.ones_like(x), torch.zeros_like(x)
+    for m in range(l_max + 1):
+        if m:
+            cosine, sine = cosine * z - sine * x, cosine * x + sine * z
+        # Σ_m Y_lm² = 2l + 1; sectoral polynomials first, then upwards in l.
+        before: Tensor | float | None = None
+        last: Tensor | float = _sectoral(m)
+        for l in range(m, l_max + 1):
+            polynomial = last
+            if l > m:
+                a, b = _recursion(l, m)
+                polynomial = (a * y) * last
+                if before is not None:
+                    polynomial -= (b * square) * before
+                before, last = last, polynomial
+            center = l * l + l
+            torch.mul(cosine, polynomial, out=result[center + m])
+            if m:
+                torch.mul(sine, polynomial, out=result[center - m])
+    return result
+
+
+def _sectoral(m: int) -> float:
+    value = 1.0
+    for k in range(1, m + 1):
+        value *= np.sqrt((2 * k + 1) / (2 * k))
+    return float(value * (np.sqrt(2) if m else 1.0))
+
+
+def _recursion(l: int, m: int) -> tuple[float, float]:
+    """P_l = a y P_{l−1} − b r² P_{l−2} for normalised associated Legendre polynomials."""
+    a = np.sqrt((4 * l * l - 1) / (l * l - m * m))
+    b = np.sqrt((2 * l + 1) * ((l - 1) ** 2 - m * m) / ((2 * l - 3) * (l * l - m * m)))
+    return float(a), float(b)
+
+
+def sort_by(keys: NDArray[np.integer]) -> NDArray[np.int64]:
+    """Stable order of non-negative integers, by counting where they are small."""
+    small = keys.astype(np.uint16) if len(keys) and keys.max() < 2**16 else keys
+    return np.argsort(small, kind="stable")

@@ -1,0 +1,88 @@
+"""Grid points that the symmetry of a crystal makes equivalent."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+
+import numpy as np
+import spglib
+from ase import Atoms
+from numpy.typing import NDArray
+
+PRECISION = 1e-6
+"""Å. What is symmetric to less is taken for what it is."""
+
+MOST_ATOMS = 200
+"""Larger structures are rarely symmetric, and the search takes its time."""
+
+
+@dataclass(frozen=True)
+class UniquePoints:
+    """One grid point of every set of equivalent ones."""
+
+    indices: NDArray[np.int64]
+    """(u, 3) | its place on the grid."""
+    which: NDArray[np.int64]
+    """(n1, n2, n3) | the row of ``indices`` a point is equivalent to."""
+
+
+def unique_points(atoms: Atoms, shape: tuple[int, int, int]) -> UniquePoints | None:
+    """Points of the grid of a crystal's cell that are not equivalent.
+
+    All rotations, reflections and translations of the crystal that leave the grid as it is are
+    taken (spglib); initial magnetic moments have to be left as they are, too.
+
+    Returns
+    -------
+    UniquePoints or None
+        None if there is nothing to gain: no symmetry, an open direction, or many atoms.
+    """
+    if not atoms.pbc.all() or len(atoms) > MOST_ATOMS:
+        return None
+    operations = _operations(atoms, shape)
+    if len(operations) < 2:
+        return None
+    places = [np.arange(n) for n in shape]
+    lowest = np.full(shape, np.prod(shape), dtype=np.int64)
+    for matrix, shift in operations:
+        # Each coordinate of the image is a sum of functions of one index.
+        flat = np.zeros(shape, dtype=np.int64)
+        for axis in range(3):
+            parts = [matrix[axis, other] * places[other] for other in range(3)]
+            parts[0] = parts[0] + shift[axis]
+            image = (
+                parts[0][:, None, None] % shape[axis]
+                + parts[1][None, :, None] % shape[axis]
+                + parts[2][None, None, :] % shape[axis]
+            )
+            flat = flat * shape[axis] + image % shape[axis]
+        np.minimum(lowest, flat, out=lowest)
+    representatives, which = np.unique(lowest, return_inverse=True)
+    indices = np.stack(np.unravel_index(representatives, shape), axis=1)
+    return UniquePoints(indices.astype(np.int64), which.reshape(shape))
+
+
+def _operations(
+    atoms: Atoms, shape: tuple[int, int, int]
+) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    """Integer matrices and shifts n → M n + s of the symmetries that map the grid to itself."""
+    labels = list(zip(atoms.numbers.tolist(), atoms.get_initial_magnetic_moments(), strict=True))
+    kinds = [labels.index(label) for label in labels]
+    cell = (atoms.cell.tolist(), atoms.get_scaled_positions().tolist(), kinds)
+    with warnings.catch_warnings():
+        # Newer versions announce exceptions in place of None.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        found = spglib.get_symmetry(cell, symprec=PRECISION)
+    if found is None:
+        return []
+    size = np.array(shape)
+    operations = []
+    for rotation, translation in zip(found["rotations"], found["translations"], strict=True):
+        matrix = rotation * size[:, None] / size
+        shift = translation * size
+        if np.abs(matrix - np.rint(matrix)).max() < 1e-9 and (
+            np.abs(shift - np.rint(shift)).max() < 1e-4
+        ):
+            operations.append((np.rint(matrix).astype(np.int64), np.rint(shift).astype(np.int64)))
+    return operations

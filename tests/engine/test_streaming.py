@@ -1,0 +1,109 @@
+"""Grids written slab by slab."""
+
+from __future__ import annotations
+
+import h5py
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+
+from eac_model.data import read_density
+from eac_model.engine import encode, evaluate_grid, streaming
+from eac_model.engine.streaming import stream_grid
+from eac_model.errors import GridError
+from eac_model.network import EACNet, NetworkConfig
+
+SHAPE = (7, 6, 5)
+ROW = 4 * 6 * 5
+"""Bytes of one plane."""
+
+
+def prepared(spin=False):
+    torch.manual_seed(0)
+    config = NetworkConfig(elements=(1, 8), l_max=1, channels=4, interactions=1, spin=spin)
+    network = EACNet(config).eval()
+    with torch.no_grad():
+        network.linear.functions.mul_(100)
+    atoms = molecule("H2O", vacuum=2.0, pbc=True)
+    atoms.set_initial_magnetic_moments([1.0, 0.5, 0.0])
+    return network, encode(network, atoms)
+
+
+@pytest.mark.parametrize("spin", [False, True])
+@pytest.mark.parametrize("name", ["rho.h5", "rho.cube", "CHGCAR", "CHGCAR.gz"])
+def test_slabs_hold_the_values_of_the_whole_grid(tmp_path, name, spin):
+    network, encoded = prepared(spin)
+    stream_grid(network, encoded, SHAPE, tmp_path / name, memory=2 * ROW)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    sample = read_density(tmp_path / name)
+    expected = evaluate_grid(network, encoded, SHAPE)
+    digits = 1e-4 if name.endswith("cube") else 4e-6
+    largest = np.abs(expected).max()
+    assert np.abs(sample.density - expected.sum(0)).max() < digits * largest
+    assert np.allclose(sample.atoms.positions, encoded.atoms.positions, atol=1e-5)
+    if spin and not name.endswith("cube"):
+        difference = expected[0] - expected[1]
+        assert np.abs(sample.spin_density - difference).max() < 4e-6 * largest
+    else:
+        assert sample.spin_density is None
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    network, encoded = prepared()
+    evaluate = streaming.evaluate_grid
+    calls = []
+
+    def killed(*args, **keywords):
+        calls.append(args[2])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*args, **keywords)
+
+    monkeypatch.setattr(streaming, "evaluate_grid", killed)
+    with pytest.raises(KeyboardInterrupt):
+        stream_grid(network, encoded, SHAPE, tmp_path / "rho.h5", memory=2 * ROW)
+    assert not (tmp_path / "rho.h5").exists()
+    done = []
+    stream_grid(network, encoded, SHAPE, tmp_path / "rho.h5", memory=2 * ROW, progress=done.append)
+    assert [shape[0] for shape in calls] == [2, 2, 2, 2, 1]
+    assert done == [4 * 30, 2 * 30, 30]
+    found = read_density(tmp_path / "rho.h5").density
+    assert np.allclose(found, evaluate(network, encoded, SHAPE)[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("change", ["parameters", "shape", "structure", "damage"])
+def test_what_belongs_to_another_task_is_not_continued(tmp_path, change, monkeypatch):
+    network, encoded = prepared()
+    shape = SHAPE
+    partial = tmp_path / "rho.h5.partial.h5"
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming, "evaluate_grid", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stream_grid(network, encoded, shape, tmp_path / "rho.h5")
+    with h5py.File(partial, "r+") as file:
+        file.attrs["done"] = 7  # zeros that must not be taken for a density
+    match change:
+        case "parameters":
+            with torch.no_grad():
+                network.linear.functions.mul_(2)
+        case "shape":
+            shape = (7, 6, 6)
+        case "structure":
+            moved = encoded.atoms.copy()
+            moved.rattle(0.1)
+            encoded = encode(network, moved)
+        case "damage":
+            partial.write_bytes(partial.read_bytes()[:100])
+    stream_grid(network, encoded, shape, tmp_path / "rho.h5")
+    assert np.abs(read_density(tmp_path / "rho.h5").density).max() > 0
+
+
+def test_structures_without_a_cell_are_refused(tmp_path):
+    network, _ = prepared()
+    with pytest.raises(GridError, match="cell"):
+        stream_grid(network, encode(network, Atoms("O")), SHAPE, tmp_path / "rho.h5")
+    with pytest.raises(GridError, match="positive"):
+        stream_grid(network, prepared()[1], (0, 1, 1), tmp_path / "rho.h5")
+    assert not list(tmp_path.iterdir())
