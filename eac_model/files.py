@@ -1,4 +1,4 @@
-"""Writing files so that a reader never meets half of one."""
+"""Writing files so that a reader never meets half of one, and reading configurations."""
 
 from __future__ import annotations
 
@@ -6,7 +6,12 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
+
+import yaml
+
+from eac_model.errors import ConfigurationError
 
 
 @contextmanager
@@ -41,3 +46,22 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a whole file through :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Read a YAML file whose content is a mapping of keys to values.
+
+    Raises
+    ------
+    ConfigurationError
+        The file cannot be read, or is something else.
+    """
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigurationError(f"{path}: cannot be read ({error}).") from error
+    except yaml.YAMLError as error:
+        raise ConfigurationError(f"{path}: this is not YAML: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"{path}: this is no mapping of keys to values.")
+    return content

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-import yaml
 from ase.data import atomic_numbers
 from ase.formula import Formula
 from pydantic import (
@@ -30,6 +29,7 @@ from pydantic import (
 
 from eac_ase.reference.prototypes import PROTOTYPES, lattice_constant, without_common_factor
 from eac_model.errors import ConfigurationError
+from eac_model.files import read_mapping
 
 Split = Literal["train", "validation", "test"]
 
@@ -410,15 +410,7 @@ class Recipe(_Section):
             The file cannot be read or is no YAML, or a key is unknown, missing or of a wrong
             value; the message names the file, the entry and the key.
         """
-        path = Path(path)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{path}: cannot be read ({error}).") from error
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"{path}: this is not YAML: {error}") from error
-        if not isinstance(content, dict):
-            raise ConfigurationError(f"{path}: a recipe is a mapping of keys to values.")
+        content = read_mapping(path)
         try:
             return cls.model_validate(content)
         except ValidationError as error:

@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from eac_model.data.sample import DensityKind
 from eac_model.data.sampling import SamplingMixture
 from eac_model.errors import ConfigurationError
+from eac_model.files import read_mapping
 from eac_model.network.config import NetworkConfig
 
 Count = Annotated[int, Field(ge=1)]
@@ -195,14 +196,7 @@ class TrainingConfig(_Section):
             value; the message names the file and the key.
         """
         path = Path(path)
-        try:
-            content = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{path}: cannot be read ({error}).") from error
-        except yaml.YAMLError as error:
-            raise ConfigurationError(f"{path}: this is not YAML: {error}") from error
-        if not isinstance(content, dict):
-            raise ConfigurationError(f"{path}: a configuration is a mapping of keys to values.")
+        content = read_mapping(path)
         return cls.from_mapping(content, origin=path)
 
     @classmethod
