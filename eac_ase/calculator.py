@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -26,16 +25,17 @@ from eac_model.engine import (
     EncodedAtoms,
     encode,
     evaluate_grid,
+    evaluate_onsite,
     evaluate_points,
     integrate_contributions,
+    stream_grid,
+    total_and_spin,
 )
+from eac_model.engine.onsite import Rows
 from eac_model.errors import GridError
 from eac_model.neighbors import check_structure
 from eac_model.network import EACNet
 from eac_model.registry import find_model
-
-Rows = list[NDArray[np.floating]]
-"""One array an atom."""
 
 SPACING = 0.1
 """Default distance of grid points, Å. VASP's fine grid at 500 eV is about as dense."""
@@ -229,6 +229,60 @@ class EACDensity(BaseCalculator):
             grid = grid * (self._electrons(atoms) / grid.integrate())
         return grid
 
+    def write_density(
+        self,
+        path: str | Path,
+        atoms: Atoms | None = None,
+        shape: Shape | None = None,
+        spacing: float | None = None,
+        memory: int = 2**28,
+        progress: bool | None = None,
+    ) -> None:
+        """Write the density to a file slab by slab, whatever the size of the grid.
+
+        For grids that do not fit into memory; :meth:`get_density_grid` is more convenient for
+        others. Called again after a break it goes on where it stopped.
+
+        Parameters
+        ----------
+        path
+            ``*.h5``, ``*.cube``, or anything else for a CHGCAR file (``.gz``: gzipped). On-site
+            data are written as :meth:`DensityGrid.write` does.
+        shape, spacing, progress
+            As in :meth:`get_density_grid`.
+        memory
+            Bytes of values held at once.
+
+        Raises
+        ------
+        GridError
+            The structure has no cell of three vectors.
+        ase.calculators.calculator.CalculatorSetupError
+            The calculator normalises, which would need the whole grid.
+        """
+        if self.normalize:
+            raise CalculatorSetupError(
+                "write_density cannot normalise: take a calculator with normalize=False."
+            )
+        atoms = self._structure(atoms)
+        encoded = self._encode(atoms)
+        if atoms.cell.rank < 3:
+            raise GridError("Streaming evaluates the grid of a cell: give the atoms three vectors.")
+        if shape is None:
+            shape = grid_shape(atoms.cell.array, SPACING if spacing is None else spacing)
+        elif spacing is not None:
+            raise GridError("Give one of shape and spacing, not both.")
+        with progress_bar("density", int(np.prod(shape)), progress) as advance:
+            stream_grid(
+                self.network,
+                encoded,
+                shape,
+                path,
+                memory=memory,
+                provenance=self.card.provenance,
+                progress=advance,
+            )
+
     def get_pseudo_density(
         self,
         spin: int | None = None,
@@ -352,7 +406,7 @@ class EACDensity(BaseCalculator):
         ase.calculators.calculator.PropertyNotImplementedError
             The model does not predict them.
         """
-        total, spin = _total_and_spin(self._onsite(self._structure(atoms), "VASP"))
+        total, spin = total_and_spin(self._onsite(self._structure(atoms), "VASP"))
         return total if spin is None else (total, spin)
 
     def get_onsite_matrices(self, atoms: Atoms | None = None) -> dict[int, NDArray[np.floating]]:
@@ -430,25 +484,14 @@ class EACDensity(BaseCalculator):
         if layout is None or code not in (None, layout.code):
             what = "no on-site data" if layout is None else f"on-site data of {layout.code} only"
             raise PropertyNotImplementedError(f"The model {self.card.name!r} predicts {what}.")
-        encoded = self._encode(atoms)
-        with torch.no_grad():
-            values = self.network.onsite_data(encoded.descriptors, encoded.numbers).cpu().numpy()
-        # Without moments both spins are the same, and encoded once.
-        values = np.repeat(values, self.network.n_spin // len(values), axis=0)
-        values = values * self._factor(atoms)
-        shapes = [layout.shape(symbol) for symbol in atoms.symbols]
-        return [
-            [
-                row[: math.prod(shape)].reshape(shape)
-                for row, shape in zip(spin, shapes, strict=True)
-            ]
-            for spin in values
-        ]
+        factor = self._factor(atoms)
+        spins = evaluate_onsite(self.network, self._encode(atoms))
+        return [[factor * row for row in spin] for spin in spins]
 
     def _with_onsite(self, grid: DensityGrid, atoms: Atoms) -> DensityGrid:
         if self.network.config.onsite is None:
             return grid
-        total, spin = _total_and_spin(self._onsite(atoms))
+        total, spin = total_and_spin(self._onsite(atoms))
         return replace(grid, onsite=tuple(total), onsite_spin=None if spin is None else tuple(spin))
 
     def _raw_integrals(self, atoms: Atoms) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -560,14 +603,6 @@ class EACDensity(BaseCalculator):
             kind=self.card.provenance.density_kind,
             provenance=self.card.provenance,
         )
-
-
-def _total_and_spin(spins: list[Rows]) -> tuple[Rows, Rows | None]:
-    """Sum and difference of up and down, atom by atom; the total alone where there is one spin."""
-    if len(spins) == 1:
-        return spins[0], None
-    pairs = list(zip(*spins, strict=True))
-    return [up + down for up, down in pairs], [up - down for up, down in pairs]
 
 
 def box_around(

@@ -107,15 +107,15 @@ def write_sample(
         _write_values(file, "density", sample.density)
         if sample.spin_density is not None:
             _write_values(file, "spin_density", sample.spin_density)
-        _write_arrays(file, "onsite", sample.onsite)
-        _write_arrays(file, "onsite_spin", sample.onsite_spin)
+        write_arrays(file, "onsite", sample.onsite)
+        write_arrays(file, "onsite_spin", sample.onsite_spin)
         if free is not None:
             group = file.create_group("free_atoms")
             _write_values(group, "density", free.density)
             if free.spin_density is not None:
                 _write_values(group, "spin_density", free.spin_density)
-            _write_arrays(group, "onsite", free.onsite)
-            _write_arrays(group, "onsite_spin", free.onsite_spin)
+            write_arrays(group, "onsite", free.onsite)
+            write_arrays(group, "onsite_spin", free.onsite_spin)
         if sample.calculation is not None:
             _write_calculation(file.create_group("calculation"), sample.calculation)
         if sample.points is not None:
@@ -313,7 +313,8 @@ def _write_values(file: Any, name: str, values: NDArray[np.floating]) -> None:
     file.create_dataset(name, data=data, chunks=chunks, **_COMPRESSED)
 
 
-def _write_arrays(file: Any, name: str, arrays: Sequence[NDArray] | None) -> None:
+def write_arrays(file: Any, name: str, arrays: Sequence[NDArray] | None) -> None:
+    """Write one array an atom, of any shapes, as group ``name``; nothing for None."""
     if arrays is None or len(arrays) == 0:
         return
     file[f"{name}/values"] = np.concatenate([np.ravel(a).astype(np.float64) for a in arrays])

@@ -7,13 +7,16 @@ from eac_model.engine.inference import (
     evaluate_points,
     integrate_contributions,
 )
+from eac_model.engine.onsite import evaluate_onsite, total_and_spin
 from eac_model.engine.streaming import stream_grid
 
 __all__ = [
     "EncodedAtoms",
     "encode",
     "evaluate_grid",
+    "evaluate_onsite",
     "evaluate_points",
     "integrate_contributions",
     "stream_grid",
+    "total_and_spin",
 ]

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from eac_model.data.chgcar import write_chgcar
 from eac_model.data.cube import write_cube
 from eac_model.data.sample import DensitySample, Provenance
-from eac_model.data.sample_file import FORMAT
+from eac_model.data.sample_file import FORMAT, write_arrays
 from eac_model.engine.inference import EncodedAtoms, Progress, evaluate_grid
 from eac_model.engine.kernels import fingerprint
+from eac_model.engine.onsite import Rows, evaluate_onsite, total_and_spin
 from eac_model.errors import GridError
 from eac_model.neighbors import complete_cell
 from eac_model.network import EACNet
@@ -70,7 +71,10 @@ def stream_grid(
     with _open(partial, network, encoded, shape, provenance or Provenance()) as file:
         _fill(file, network, encoded, shape, memory, progress)
         if target.suffix != ".h5":
-            _write_text(file, encoded, target, memory)
+            onsite: tuple[Rows | None, Rows | None] = (None, None)
+            if network.config.onsite is not None and network.config.onsite.code == "VASP":
+                onsite = total_and_spin(evaluate_onsite(network, encoded))
+            _write_text(file, encoded, target, memory, *onsite)
     if target.suffix == ".h5":
         partial.replace(target)
     else:
@@ -120,6 +124,10 @@ def _open(
         structure["magmoms"] = atoms.get_initial_magnetic_moments()
     for name in ("density", "spin_density")[: network.n_spin]:
         file.create_dataset(name, shape, np.float32)
+    if network.config.onsite is not None:
+        total, spin = total_and_spin(evaluate_onsite(network, encoded))
+        write_arrays(file, "onsite", total)
+        write_arrays(file, "onsite_spin", spin)
     file.attrs["done"] = 0
     file.attrs["identity"] = identity
     file.flush()
@@ -161,7 +169,14 @@ def _fill(
             progress((stop - start) * plane)
 
 
-def _write_text(file: h5py.File, encoded: EncodedAtoms, target: Path, memory: int) -> None:
+def _write_text(
+    file: h5py.File,
+    encoded: EncodedAtoms,
+    target: Path,
+    memory: int,
+    onsite: Rows | None,
+    onsite_spin: Rows | None,
+) -> None:
     """Through arrays in scratch files that lie in the order in which the text is written."""
     cube = target.suffix == ".cube"
     with TemporaryDirectory(dir=target.parent) as folder:
@@ -172,7 +187,16 @@ def _write_text(file: h5py.File, encoded: EncodedAtoms, target: Path, memory: in
         spin = None
         if "spin_density" in file:
             spin = _scratch(file["spin_density"], Path(folder) / "spin.npy", True, memory)
-        write_chgcar(target, DensitySample(encoded.atoms, total, spin_density=spin))
+        write_chgcar(
+            target,
+            DensitySample(
+                encoded.atoms,
+                total,
+                spin_density=spin,
+                onsite=None if onsite is None else tuple(onsite),
+                onsite_spin=None if onsite_spin is None else tuple(onsite_spin),
+            ),
+        )
 
 
 def _scratch(dataset: h5py.Dataset, path: Path, fortran: bool, memory: int) -> NDArray[np.float32]:

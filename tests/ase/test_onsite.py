@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 from ase.build import molecule
-from ase.calculators.calculator import PropertyNotImplementedError
+from ase.calculators.calculator import CalculatorSetupError, PropertyNotImplementedError
 
 from eac_ase import DensityGrid, EACDensity
 from eac_model.data.sample import DensitySample
+from eac_model.errors import GridError
 from eac_model.onsite import OnsiteLayout
 
 from .conftest import tiny_network, write_model
@@ -133,3 +134,27 @@ def test_onsite_data_follow_the_arithmetic_of_grids(vasp_model, crystal):
     bare = DensityGrid(grid.values, grid.atoms, grid.cell)
     assert (grid + bare).onsite is None
     assert grid.resample((8, 8, 8)).onsite is grid.onsite
+
+
+@pytest.mark.parametrize("spin", [False, True])
+@pytest.mark.parametrize("name", ["CHGCAR", "grid.h5"])
+def test_grids_written_slab_by_slab_are_those_written_at_once(
+    vasp_model, spin_model, crystal, tmp_path, name, spin
+):
+    calculator = EACDensity(spin_model if spin else vasp_model)
+    crystal.set_initial_magnetic_moments([1.0, 0.2, 0.0, 0.0, 0.0, 0.0] if spin else None)
+    calculator.write_density(tmp_path / name, crystal, shape=(8, 9, 10), memory=1000)
+    found = DensityGrid.read(tmp_path / name)
+    expected = calculator.get_density_grid(crystal, shape=(8, 9, 10))
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
+    np.testing.assert_allclose(found.onsite[0], expected.onsite[0], atol=1e-6)
+    assert (found.spin is None) == (found.onsite_spin is None) == (not spin)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_writing_slab_by_slab_refuses_what_it_cannot_do(vasp_model, crystal, tmp_path):
+    with pytest.raises(CalculatorSetupError, match="cannot normalise"):
+        EACDensity(vasp_model, normalize=True).write_density(tmp_path / "CHGCAR", crystal)
+    with pytest.raises(GridError, match="three vectors"):
+        EACDensity(vasp_model).write_density(tmp_path / "CHGCAR", molecule("H2O"))
+    assert not list(tmp_path.iterdir())
