@@ -59,12 +59,12 @@ $(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
 # GPAW is compiled here. Without libxc's header it would build all the same, and lack most
 # functionals, so look for the header first. GPAW's C++ sources need the C++ driver as CC, too.
 gpaw: $(VENV)/.test
-	@if $(BIN)/python -c 'import gpaw, gpaw_data' 2>/dev/null; then \
+	@if $(BIN)/python -c 'import gpaw, gpaw_data, phonopy, matscipy' 2>/dev/null; then \
 	  :; \
 	elif ! echo '#include <xc.h>' | $(CXX) -E -x c++ - >/dev/null 2>&1; then \
 	  echo "GPAW is not installed: $(CXX) finds no header xc.h. Tests that need GPAW are skipped."; \
 	  echo "Debian, Ubuntu: apt install g++ libxc-dev libopenblas-dev, then make test again."; \
-	elif ! CC="$(CXX)" CXX="$(CXX)" $(PIP) -e '.[gpaw]'; then \
+	elif ! CC="$(CXX)" CXX="$(CXX)" $(PIP) -e '.[reference]'; then \
 	  echo "GPAW could not be built (see above). Tests that need GPAW are skipped."; \
 	  echo "Debian, Ubuntu: apt install g++ libxc-dev libopenblas-dev, then make test again."; \
 	fi

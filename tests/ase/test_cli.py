@@ -199,8 +199,12 @@ def test_errors_of_the_program_itself_have_exit_code_1(structure, model_file, mo
 
 
 INTERRUPTED_RUN = """
+import signal
 import time
 import eac_ase.calculator
+
+# Where the tests run as a background job, Ctrl-C is ignored from birth.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def endless(*args, **kwargs):
     print("started", flush=True)

@@ -20,11 +20,14 @@ from eac_model.errors import ConfigurationError
 
 # Run as a program, so that its worker processes find the calculation by name.
 PROGRAM = """
-import os, sys
+import os, signal, sys
 from pathlib import Path
 import numpy as np
 from eac_ase.reference import Recipe, make_plan, run_plan
 from eac_model.data import DensitySample, Provenance
+
+# Where the tests run as a background job, Ctrl-C is ignored from birth.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 def calculate(atoms, settings, source):
     if "slow" in source:
