@@ -91,19 +91,10 @@ def write_sample(
     # keeps to eight members and eight attributes: more go into a heap, which is slower and whose
     # damage may send the HDF5 library round for ever.
     with replacing(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
-        file.attrs["format"] = FORMAT
-        file.attrs["version"] = _VERSION
+        atoms = sample.atoms
+        write_identity(file, atoms, sample.provenance)
         for name, value in (attributes or {}).items():
             file.attrs[name] = value
-        file.attrs["provenance"] = json.dumps(asdict(sample.provenance))
-        atoms = sample.atoms
-        structure = file.create_group("structure")
-        structure["numbers"] = atoms.numbers
-        structure["positions"] = atoms.positions
-        structure["cell"] = atoms.cell.array
-        structure["pbc"] = np.asarray(atoms.pbc)
-        if atoms.has("initial_magmoms"):
-            structure["magmoms"] = atoms.get_initial_magnetic_moments()
         _write_values(file, "density", sample.density)
         if sample.spin_density is not None:
             _write_values(file, "spin_density", sample.spin_density)
@@ -311,6 +302,20 @@ def _write_values(file: Any, name: str, values: NDArray[np.floating]) -> None:
     chunks = tuple(min(n, _CHUNK) for n in values.shape) if values.ndim == 3 else None
     data = np.asarray(values, dtype=np.float32)
     file.create_dataset(name, data=data, chunks=chunks, **_COMPRESSED)
+
+
+def write_identity(file: Any, atoms: Atoms, provenance: Provenance) -> None:
+    """Write what makes an HDF5 file a sample file: format, version, provenance and structure."""
+    file.attrs["format"] = FORMAT
+    file.attrs["version"] = _VERSION
+    file.attrs["provenance"] = json.dumps(asdict(provenance))
+    structure = file.create_group("structure")
+    structure["numbers"] = atoms.numbers
+    structure["positions"] = atoms.positions
+    structure["cell"] = atoms.cell.array
+    structure["pbc"] = np.asarray(atoms.pbc)
+    if atoms.has("initial_magmoms"):
+        structure["magmoms"] = atoms.get_initial_magnetic_moments()
 
 
 def write_arrays(file: Any, name: str, arrays: Sequence[NDArray] | None) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,13 +14,16 @@ from numpy.typing import NDArray
 from eac_model.data.chgcar import write_chgcar
 from eac_model.data.cube import write_cube
 from eac_model.data.sample import DensitySample, Provenance
-from eac_model.data.sample_file import FORMAT, write_arrays
+from eac_model.data.sample_file import write_arrays, write_identity
 from eac_model.engine.inference import EncodedAtoms, Progress, evaluate_grid
 from eac_model.engine.kernels import fingerprint
 from eac_model.engine.onsite import Rows, evaluate_onsite, total_and_spin
 from eac_model.errors import GridError
 from eac_model.neighbors import complete_cell
 from eac_model.network import EACNet
+
+Onsite = tuple[Rows | None, Rows | None]
+"""On-site data of all electrons and of the spin, where there are any."""
 
 MEMORY = 2**28
 """Bytes of the slab of values that is held at once, if nothing else is asked for. Evaluation takes
@@ -68,13 +70,15 @@ def stream_grid(
     if len(shape) != 3 or min(shape) < 1:
         raise GridError(f"A grid has three positive numbers of points, not {shape}.")
     partial = target.with_name(target.name + ".partial.h5")
-    with _open(partial, network, encoded, shape, provenance or Provenance()) as file:
+    layout = network.config.onsite
+    onsite: Onsite = (None, None)
+    if layout is not None:
+        onsite = total_and_spin(evaluate_onsite(network, encoded))
+    with _open(partial, network, encoded, shape, provenance or Provenance(), onsite) as file:
         _fill(file, network, encoded, shape, memory, progress)
         if target.suffix != ".h5":
-            onsite: tuple[Rows | None, Rows | None] = (None, None)
-            if network.config.onsite is not None and network.config.onsite.code == "VASP":
-                onsite = total_and_spin(evaluate_onsite(network, encoded))
-            _write_text(file, encoded, target, memory, *onsite)
+            of_vasp = layout is not None and layout.code == "VASP"
+            _write_text(file, encoded, target, memory, onsite if of_vasp else (None, None))
     if target.suffix == ".h5":
         partial.replace(target)
     else:
@@ -87,6 +91,7 @@ def _open(
     encoded: EncodedAtoms,
     shape: tuple[int, int, int],
     provenance: Provenance,
+    onsite: Onsite,
 ) -> h5py.File:
     """The partial file of this task: found, or begun."""
     identity = hashlib.sha256(
@@ -111,23 +116,11 @@ def _open(
         path.unlink()
     # A file killed in the middle of a write stays readable from version 1.10 of the format on.
     file = h5py.File(path, "w", libver=("v110", "v110"))
-    file.attrs["format"] = FORMAT
-    file.attrs["version"] = 1
-    file.attrs["provenance"] = json.dumps(asdict(provenance))
-    atoms = encoded.atoms
-    structure = file.create_group("structure")
-    structure["numbers"] = atoms.numbers
-    structure["positions"] = atoms.positions
-    structure["cell"] = atoms.cell.array
-    structure["pbc"] = np.asarray(atoms.pbc)
-    if atoms.has("initial_magmoms"):
-        structure["magmoms"] = atoms.get_initial_magnetic_moments()
+    write_identity(file, encoded.atoms, provenance)
     for name in ("density", "spin_density")[: network.n_spin]:
         file.create_dataset(name, shape, np.float32)
-    if network.config.onsite is not None:
-        total, spin = total_and_spin(evaluate_onsite(network, encoded))
-        write_arrays(file, "onsite", total)
-        write_arrays(file, "onsite_spin", spin)
+    write_arrays(file, "onsite", onsite[0])
+    write_arrays(file, "onsite_spin", onsite[1])
     file.attrs["done"] = 0
     file.attrs["identity"] = identity
     file.flush()
@@ -170,12 +163,7 @@ def _fill(
 
 
 def _write_text(
-    file: h5py.File,
-    encoded: EncodedAtoms,
-    target: Path,
-    memory: int,
-    onsite: Rows | None,
-    onsite_spin: Rows | None,
+    file: h5py.File, encoded: EncodedAtoms, target: Path, memory: int, onsite: Onsite
 ) -> None:
     """Through arrays in scratch files that lie in the order in which the text is written."""
     cube = target.suffix == ".cube"
@@ -193,8 +181,8 @@ def _write_text(
                 encoded.atoms,
                 total,
                 spin_density=spin,
-                onsite=None if onsite is None else tuple(onsite),
-                onsite_spin=None if onsite_spin is None else tuple(onsite_spin),
+                onsite=None if onsite[0] is None else tuple(onsite[0]),
+                onsite_spin=None if onsite[1] is None else tuple(onsite[1]),
             ),
         )
 
