@@ -1,0 +1,127 @@
+"""What the commands share: options, a model and a structure from the command line, printing."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from eac_model.errors import ConfigurationError, StructureError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from eac_ase.calculator import EACDensity
+
+DEFAULT_MODEL = "water-scan"
+
+WRONG_INPUT = 2
+INTERRUPTED = 130
+
+ModelOption = Annotated[
+    str, typer.Option("--model", "-m", help="Bundled model (see `eac models`) or model file.")
+]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="cpu, cuda, cuda:1 …; by default the GPU if there is one.")
+]
+SpacingOption = Annotated[
+    float | None, typer.Option(help="Largest distance of grid points, Å (default 0.1).")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def open_calculator(model: str, device: str | None, normalize: bool) -> EACDensity:
+    """The calculator of ``--model``, ``--device`` and ``--normalize``."""
+    with status("loading the model"):
+        from eac_ase.calculator import EACDensity
+
+        try:
+            return EACDensity(model, device=device, normalize=normalize)
+        except RuntimeError as error:
+            if device is None:
+                raise
+            raise ConfigurationError(f"--device {device}: {error}") from error
+
+
+def read_structure(name: str) -> Atoms:
+    """One structure from any file ASE reads; its failures of every kind become a StructureError."""
+    from ase import Atoms
+    from ase.io import read
+
+    try:
+        atoms = read(name)
+    except FileNotFoundError:
+        raise StructureError(f"There is no structure file {name}.") from None
+    except Exception as error:
+        # ASE's readers fail in every way there is.
+        raise StructureError(
+            f"ASE cannot read a structure from {name} ({type(error).__name__}: {error})."
+        ) from error
+    if not isinstance(atoms, Atoms):
+        raise StructureError(f"{name} names several structures: pick one, as in file.traj@-1.")
+    return atoms
+
+
+def complain(message: str) -> None:
+    """An error, on stderr."""
+    Console(stderr=True).print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)
+
+
+def say(message: str) -> None:
+    """A remark, on stderr."""
+    Console(stderr=True).print(escape(message), soft_wrap=True, style="yellow")
+
+
+@contextmanager
+def status(what: str, quiet: bool = False) -> Iterator[None]:
+    """A spinner on stderr, on terminals only."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield
+        return
+    with console.status(what):
+        yield
+
+
+def print_json(content: Any) -> None:
+    """JSON on stdout."""
+    json.dump(content, sys.stdout, indent=2, ensure_ascii=False)
+    sys.stdout.write("\n")
+
+
+def print_facts(rows: dict[str, str]) -> None:
+    """Names and values in two columns."""
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for key, value in rows.items():
+        table.add_row(key, escape(value))
+    Console().print(table)
+
+
+def format_number(value: float | None, form: str) -> str:
+    """A number in a table, a dash where there is none."""
+    return "–" if value is None else format(value, form)
+
+
+def format_value(value: Any) -> str:
+    """Any value of a card or a file, for people to read."""
+    match value:
+        case bool():
+            return "yes" if value else "no"
+        case float():
+            return f"{value:.6g}"
+        case [[*_], *_]:
+            return "\n".join("  ".join(f"{x:10.5f}" for x in row) for row in value)
+        case list() | tuple():
+            return ", ".join(format_value(item) for item in value) or "–"
+        case dict():
+            return ", ".join(f"{key} {format_value(item)}" for key, item in value.items())
+    return str(value)

@@ -1,0 +1,221 @@
+"""``eac models`` and ``eac info``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from eac_ase.cli.app import app
+from eac_ase.cli.console import (
+    JsonOption,
+    format_value,
+    print_facts,
+    print_json,
+    read_structure,
+    say,
+)
+from eac_ase.cli.data import data_info
+from eac_model.errors import DensityFileError
+from eac_model.registry import bundled_models, find_model
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from eac_model.checkpoint import ModelHeader
+
+
+@app.command(epilog="[bold]Examples[/]\n\neac models\n\neac models water-scan\n\neac models --json")
+def models(
+    name: Annotated[
+        str | None, typer.Argument(help="Show the card of this model (or model file).")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """List the bundled models, or show the card of one."""
+    from eac_model.checkpoint import read_header
+
+    if name is not None:
+        _show_model(find_model(name), as_json)
+        return
+    cards = [_card_facts(read_header(find_model(bundled))) for bundled in bundled_models()]
+    if as_json:
+        print_json(cards)
+        return
+    if not cards:
+        say("No models are bundled with this installation; `eac train` makes one.")
+        return
+    table = Table(box=None, header_style="bold")
+    for heading in ("name", "elements", "density", "reference", "summary"):
+        table.add_column(heading, overflow="fold")
+    for card in cards:
+        origin = card["provenance"]
+        table.add_row(
+            card["name"],
+            " ".join(card["elements"]),
+            origin["density_kind"],
+            f"{origin['code']} {origin['functional']}",
+            escape(card["summary"]),
+        )
+    Console().print(table)
+
+
+@app.command(
+    epilog="""[bold]Examples[/]
+
+eac info CHGCAR
+
+eac info water.store
+
+eac info POTCAR
+
+eac info runs/mine/model.safetensors --json"""
+)
+def info(
+    file: Annotated[Path, typer.Argument(help="A density, store, structure, model or POTCAR.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a file is and what is in it."""
+    if file.suffix == ".safetensors" or str(file) in bundled_models():
+        _show_model(find_model(file), as_json)
+    elif file.is_dir():
+        data_info(file, as_json)
+    elif file.name.upper().startswith("POTCAR"):
+        _show_potcar(file, as_json)
+    else:
+        facts = _density_or_structure(file)
+        if as_json:
+            print_json(facts)
+        else:
+            print_facts(
+                {key.replace("_", " "): format_value(value) for key, value in facts.items()}
+            )
+
+
+def _show_potcar(path: Path, as_json: bool) -> None:
+    """Headers of the data sets, and what a training configuration needs of them."""
+    from dataclasses import asdict
+
+    import yaml
+
+    from eac_ase.adapters.potcar import read_potcar
+
+    datasets = read_potcar(path)
+    keys = {
+        "network": {
+            "onsite": {
+                "code": "VASP",
+                "channels": {d.symbol: list(d.channels) for d in datasets},
+                "datasets": {d.symbol: d.title for d in datasets},
+            }
+        },
+        "card": {"valence_electrons": {d.symbol: d.valence for d in datasets}},
+    }
+    if as_json:
+        found = [asdict(dataset) for dataset in datasets]
+        print_json({"file": str(path), "datasets": found, "configuration": keys})
+        return
+    table = Table(box=None, header_style="bold")
+    for heading in ("data set", "LEXCH", "ZVAL", "ENMAX / eV", "l of projectors"):
+        table.add_column(heading)
+    for d in datasets:
+        channels = " ".join(map(str, d.channels))
+        table.add_row(escape(d.title), d.functional, f"{d.valence:g}", f"{d.enmax:g}", channels)
+    Console().print(table)
+    Console().print(
+        "\nFor the configuration of `eac train`, to learn occupancies too:", style="dim"
+    )
+    print(yaml.safe_dump(keys, sort_keys=False, default_flow_style=None, width=100), end="")
+
+
+def _density_or_structure(path: Path) -> dict[str, Any]:
+    from eac_model.data import read_density
+
+    name = path.name.lower().removesuffix(".gz")
+    density_only = name.startswith(("chg", "aeccar", "parchg")) or name.endswith(
+        (".cube", ".cub", ".h5", ".chgcar")
+    )
+    try:
+        sample = read_density(path)
+    except DensityFileError:
+        if density_only or not path.is_file():
+            raise
+        atoms = read_structure(str(path))
+        return {"file": str(path), "what": "structure", **_structure_facts(atoms)}
+    origin = sample.provenance
+    facts = {
+        "file": str(path),
+        "what": "density on a grid" if sample.is_grid else "density at scattered points",
+        **_structure_facts(sample.atoms),
+        "density_kind": origin.density_kind,
+        "code": origin.code,
+        "functional": origin.functional,
+        "paw_datasets": list(origin.paw_datasets),
+        "points": list(sample.density.shape),
+        "spin_density": sample.spin_density is not None,
+        "onsite_data": sample.onsite is not None,
+    }
+    if sample.is_grid:
+        from eac_ase.grid import DensityGrid
+
+        grid = DensityGrid.from_sample(sample)
+        facts["spacing"] = [round(float(h), 4) for h in grid.spacing]
+        facts["electrons"] = grid.integrate()
+        if grid.spin is not None:
+            facts["magnetic_moment"] = grid.integrate_spin()
+    return facts
+
+
+def _structure_facts(atoms: Atoms) -> dict[str, Any]:
+    return {
+        "formula": atoms.get_chemical_formula(),
+        "atoms": len(atoms),
+        "cell": [[float(x) for x in row] for row in atoms.cell],
+        "pbc": [bool(flag) for flag in atoms.pbc],
+    }
+
+
+def _show_model(path: Path, as_json: bool) -> None:
+    from eac_model.checkpoint import read_header
+
+    facts = {"file": str(path), **_card_facts(read_header(path))}
+    if as_json:
+        print_json(facts)
+        return
+    origin = facts.pop("provenance")
+    training, valences = facts.pop("training"), facts.pop("valence_electrons")
+    facts.pop("network")
+    rows = {key.replace("_", " "): format_value(value) for key, value in facts.items() if value}
+    rows["density"] = f"{origin['density_kind']}, {origin['code']} {origin['functional']}"
+    if origin["paw_datasets"]:
+        rows["PAW data sets"] = " ".join(origin["paw_datasets"])
+    if valences:
+        rows["electrons"] = ", ".join(f"{symbol} {n:g}" for symbol, n in valences.items())
+    blocks = training.pop("validation_onsite_blocks_percent", {})
+    rows |= {f"training: {key.replace('_', ' ')}": format_value(v) for key, v in training.items()}
+    print_facts(rows)
+    if blocks:
+        table = Table(title="Error of on-site data, left out, in % of their spread", box=None)
+        for heading, side in (("element, channels", "left"), ("L", "right"), ("%", "right")):
+            table.add_column(heading, justify=side)  # type: ignore[arg-type]
+        for name, percent in blocks.items():
+            channels, _, rest = name.partition(" L=")
+            table.add_row(channels, rest, f"{percent:.1f}")
+        Console().print(table)
+
+
+def _card_facts(header: ModelHeader) -> dict[str, Any]:
+    from dataclasses import asdict
+
+    onsite = header.config.onsite
+    return {
+        **asdict(header.card),
+        "parameters": header.parameters,
+        "spin": header.config.spin,
+        "onsite": onsite.code if onsite is not None else "",
+        "network": header.config.model_dump(mode="json"),
+    }

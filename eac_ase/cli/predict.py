@@ -1,0 +1,234 @@
+"""``eac predict`` and ``eac demo``."""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from eac_ase.cli.app import app
+from eac_ase.cli.console import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    SpacingOption,
+    open_calculator,
+    print_facts,
+    print_json,
+    read_structure,
+    status,
+)
+from eac_model.errors import ConfigurationError, GridError
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+    from eac_ase.calculator import EACDensity
+    from eac_ase.grid import DensityGrid, Shape
+
+DEMO_STRUCTURE = "water48.xyz"
+
+
+@app.command(
+    epilog="""[bold]Examples[/]
+
+eac predict POSCAR -o CHGCAR
+
+eac predict water.xyz -o water.cube -o water.h5 --spacing 0.08 --plot water.png
+
+eac predict md.traj@-1 -o CHGCAR --shape 120 120 120 --json
+
+eac predict Fe.cif --model my-iron.safetensors --spin Fe=2.2 -o CHGCAR"""
+)
+def predict(
+    structure: Annotated[
+        str, typer.Argument(help="Any structure file ASE reads; file@3 picks a frame.")
+    ],
+    output: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="CHGCAR*, *.vasp, *.cube, *.h5 or *.xsf; may be given several times.",
+        ),
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    shape: Annotated[
+        tuple[int, int, int] | None, typer.Option(help="Grid points along the cell vectors.")
+    ] = None,
+    spacing: Annotated[
+        float | None,
+        typer.Option(help="Largest distance of grid points, Å (default 0.1)."),
+    ] = None,
+    plot: Annotated[
+        Path | None, typer.Option(help="Picture of a plane through a molecule (png, pdf, svg).")
+    ] = None,
+    spin: Annotated[
+        str | None,
+        typer.Option(
+            help="Initial moments, μ_B: one for all atoms (2), one each (2,-2,0), or by element "
+            "(Fe=2.2,O=0). By default those of the structure file."
+        ),
+    ] = None,
+    normalize: Annotated[
+        bool, typer.Option("--normalize", help="Scale to the exact number of electrons.")
+    ] = False,
+    device: DeviceOption = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the electron density of a structure."""
+    outputs = output or []
+    if not outputs and plot is None:
+        raise typer.BadParameter("give at least one output: -o CHGCAR, -o x.cube, --plot x.png")
+    _check_targets(outputs, plot, force)
+    if shape is not None and spacing is not None:
+        raise typer.BadParameter("give --shape or --spacing, not both")
+    atoms = read_structure(structure)
+    calculator = open_calculator(model, device, normalize)
+    if spin is not None:
+        if not calculator.network.config.spin:
+            raise ConfigurationError(f"The model {model!r} knows no spin: leave --spin out.")
+        atoms.set_initial_magnetic_moments(_moments(spin, atoms))
+    report = _predict(calculator, atoms, structure, outputs, plot, shape, spacing, as_json)
+    _report(report, as_json)
+
+
+def _predict(
+    calculator: EACDensity,
+    atoms: Atoms,
+    name: str,
+    outputs: list[Path],
+    plot: Path | None,
+    shape: Shape | None,
+    spacing: float | None,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Evaluate, write, and say what was done."""
+    from eac_ase.plotting import save_plane
+
+    progress = False if quiet else None
+    began = perf_counter()
+    grid: DensityGrid = calculator.get_density_grid(
+        atoms, shape=shape, spacing=spacing, progress=progress
+    )
+    seconds = perf_counter() - began
+    for path in outputs:
+        grid.write(path, progress=progress)
+    if plot is not None:
+        with status("drawing", quiet):
+            save_plane(grid, plot)
+    report: dict[str, Any] = {
+        "structure": name,
+        "formula": atoms.get_chemical_formula(),
+        "atoms": len(atoms),
+        "model": calculator.card.name,
+        "device": str(calculator.network.device),
+        "shape": list(grid.shape),
+        "density_kind": grid.kind,
+        "electrons": grid.integrate(),
+    }
+    if grid.spin is not None:
+        report["magnetic_moment"] = grid.integrate_spin()
+    return report | {
+        "seconds": seconds,
+        "points_per_second": grid.values.size / seconds,
+        "files": [str(path) for path in [*outputs, *([plot] if plot else [])]],
+    }
+
+
+def _report(report: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print_json(report)
+        return
+    rows = {
+        "structure": f"{report['structure']}  ({report['formula']}, {report['atoms']} atoms)",
+        "model": f"{report['model']} on {report['device']}",
+        "grid": " × ".join(map(str, report["shape"])),
+        "electrons": f"{report['electrons']:.4f}  ({report['density_kind']})",
+    }
+    if "magnetic_moment" in report:
+        rows["moment"] = f"{report['magnetic_moment']:.4f} μ_B"
+    rows["wall time"] = f"{report['seconds']:.2f} s"
+    rows["speed"] = f"{report['points_per_second']:,.0f} points/s"
+    rows["written"] = "\n".join(report["files"])
+    print_facts(rows)
+
+
+@app.command(epilog="[bold]Example[/]\n\neac demo --directory /tmp/demo")
+def demo(
+    model: ModelOption = DEFAULT_MODEL,
+    directory: Annotated[Path, typer.Option(help="Where the files go.")] = Path("demo"),
+    spacing: SpacingOption = None,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Predict the density of 16 water molecules and write CHGCAR, cube and a picture.
+
+    The cell (48 atoms, 1 g/cm³) was made for this project by seeded TIP3P molecular dynamics
+    (examples/make_water_box.py). No reference density exists for it: what the model is worth, its
+    card tells (`eac models water-scan`).
+    """
+    atoms = read_structure(str(files("eac_ase") / "structures" / DEMO_STRUCTURE))
+    calculator = open_calculator(model, device, normalize=False)
+    directory.mkdir(parents=True, exist_ok=True)
+    outputs = [directory / "CHGCAR", directory / "water.cube"]
+    picture = directory / "water.png"
+    report = _predict(calculator, atoms, DEMO_STRUCTURE, outputs, picture, None, spacing, as_json)
+    if set(atoms.symbols) <= set(calculator.card.valence_electrons):
+        report["electrons_expected"] = sum(
+            calculator.card.valence_electrons[symbol] for symbol in atoms.symbols
+        )
+    _report(report, as_json)
+    if not as_json and "electrons_expected" in report:
+        Console().print(
+            f"The atoms have {report['electrons_expected']:g} valence electrons; the prediction "
+            "was not scaled to that number (--normalize of eac predict does).",
+            style="dim",
+        )
+
+
+def _moments(text: str, atoms: Atoms) -> list[float]:
+    """Initial moments from the command line."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if "=" in text:
+            of_element = {k.strip(): float(v) for k, v in (part.split("=") for part in parts)}
+            absent = set(of_element) - set(atoms.symbols)
+            if absent:
+                raise ConfigurationError(f"--spin: the structure has no {', '.join(absent)}.")
+            return [of_element.get(symbol, 0.0) for symbol in atoms.symbols]
+        values = [float(part) for part in parts]
+    except ConfigurationError:
+        raise
+    except ValueError:
+        raise ConfigurationError(
+            f"--spin {text!r}: expected 2, or 2,-2,0, or Fe=2.2,O=0."
+        ) from None
+    if len(values) == 1:
+        values *= len(atoms)
+    if len(values) != len(atoms):
+        raise ConfigurationError(f"--spin: {len(values)} moments for {len(atoms)} atoms.")
+    return values
+
+
+def _check_targets(outputs: list[Path], plot: Path | None, force: bool) -> None:
+    """Refuse what could not be written, before any work."""
+    from eac_ase.formats import density_format
+
+    for path in outputs:
+        density_format(path)
+    if plot is not None:
+        from eac_ase.plotting import check_picture
+
+        check_picture(plot)
+    for path in [*outputs, *([plot] if plot else [])]:
+        if not path.parent.is_dir():
+            raise GridError(f"There is no folder {path.parent} to write {path.name} into.")
+        if path.exists() and not force:
+            raise GridError(f"{path} exists already. Replace it with --force, or rename it.")

@@ -1,0 +1,147 @@
+"""``eac train`` and ``eac evaluate``."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from eac_ase.cli.app import app
+from eac_ase.cli.console import (
+    WRONG_INPUT,
+    DeviceOption,
+    complain,
+    format_number,
+    open_calculator,
+    print_json,
+    say,
+    status,
+)
+from eac_model.errors import EACError
+
+
+@app.command(
+    epilog="""[bold]Examples[/]
+
+eac train water.yaml
+
+eac train water.yaml --directory runs/second
+
+eac train water.yaml --directory runs/second --resume"""
+)
+def train(
+    config: Annotated[Path, typer.Argument(help="Configuration, YAML (see the documentation).")],
+    directory: Annotated[
+        Path | None,
+        typer.Option(
+            "--directory", "-o", help="Where the files go (default: runs/ and the name of CONFIG)."
+        ),
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the last checkpoint in the directory.")
+    ] = False,
+) -> None:
+    """Train a model on your own densities; any moment is a good one to stop and resume."""
+    with status("loading"):
+        from eac_model.training import TrainingConfig
+        from eac_model.training import train as run
+
+        settings = TrainingConfig.from_yaml(config)
+    directory = directory or Path("runs") / config.stem
+    try:
+        model = run(settings, directory, resume=resume)
+    except SystemExit as ended:
+        # Lightning turns Ctrl-C into an ordinary exit.
+        if isinstance(ended.__context__, KeyboardInterrupt):
+            say(f"Go on with: eac train {config} --directory {directory} --resume")
+            raise KeyboardInterrupt from ended
+        raise
+    Console().print(f"Model: {escape(str(model))}\nTry it: eac evaluate {escape(str(model))} FILES")
+
+
+@app.command(
+    epilog="""[bold]Examples[/]
+
+eac evaluate water-scan CHGCAR_1 CHGCAR_2
+
+eac evaluate runs/mine/model.safetensors left-out/*.h5 --json errors.json"""
+)
+def evaluate(
+    model: Annotated[str, typer.Argument(help="Bundled model or model file.")],
+    references: Annotated[
+        list[Path], typer.Argument(metavar="FILES...", help="Density files and stores.")
+    ],
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="Write the figures as JSON; - for stdout.")
+    ] = None,
+    device: DeviceOption = None,
+) -> None:
+    """Compare predictions with reference densities, at every point of the references.
+
+    Files that cannot be used are reported, the others evaluated; the exit code is then 2.
+    """
+    from eac_ase.evaluation import SampleErrors, evaluate_sample, kinds_differ, samples_in
+
+    to_stdout = json_file == Path("-")
+    calculator = open_calculator(model, device, normalize=False)
+    total, rows, failures = SampleErrors(), [], []
+    for path in references:
+        try:
+            for name, sample in samples_in(path):
+                if kinds_differ(calculator, sample):
+                    say(
+                        f"{name} is a {sample.provenance.density_kind} density, the model "
+                        f"predicts {calculator.card.provenance.density_kind} densities."
+                    )
+                errors = evaluate_sample(calculator, sample)
+                total += errors
+                rows.append({"file": name, **errors.as_dict()})
+        except (EACError, OSError) as error:
+            failures.append({"file": str(path), "error": str(error)})
+            complain(str(error) if str(path) in str(error) else f"{path}: {error}")
+    if not rows:
+        raise typer.Exit(WRONG_INPUT)
+    result = {
+        "model": calculator.card.name,
+        "files": rows,
+        "overall": {**total.as_dict(), "samples": len(rows)},
+        "failures": failures,
+    }
+    if to_stdout:
+        print_json(result)
+    else:
+        _print_errors(rows, result["overall"])
+        if json_file is not None:
+            from eac_model.files import replacing
+
+            with replacing(json_file) as temporary:
+                temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
+    if failures:
+        raise typer.Exit(WRONG_INPUT)
+
+
+def _print_errors(rows: list[dict[str, Any]], overall: Any) -> None:
+    spin = any("spin" in row for row in rows)
+    table = Table(box=None, header_style="bold")
+    table.add_column("file", overflow="fold")
+    headings = ["ε_mae / %", "MAE / e Å⁻³", "max / e Å⁻³", "electrons", "predicted"]
+    for heading in headings + ["spin ε_mae / %"] * spin:
+        table.add_column(heading, justify="right")
+    for row in [*rows, {"file": "overall", **overall}]:
+        figures = [
+            format_number(row["nmae_percent"], ".3f"),
+            format_number(row["mae"], ".2e"),
+            format_number(row["max_error"], ".3f"),
+            format_number(row["electrons_reference"], ".3f"),
+            format_number(row["electrons_predicted"], ".3f"),
+        ]
+        if spin:
+            figures.append(format_number(row.get("spin", {}).get("nmae_percent"), ".3f"))
+        style = "bold" if row["file"] == "overall" else None
+        table.add_row(escape(row["file"]), *figures, style=style)
+    Console().print(table)
