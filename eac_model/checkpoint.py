@@ -22,12 +22,15 @@ from torch import Tensor
 from eac_model.data.sample import Provenance
 from eac_model.errors import ModelFileError
 from eac_model.files import write_bytes
-from eac_model.network import EACNet, NetworkConfig, build
+from eac_model.network import AnyNetworkConfig, DensityNetwork, build, network_config
 
 FORMAT = "eac-model"
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
-_FITTED = ("superposition.", "onsite.shift_", "onsite.spread_")
+READABLE = ("2", "3")
+"""Format versions that can be read. Version 2 knew one architecture and did not name it."""
+
+_FITTED = ("superposition.", "onsite.shift_", "onsite.spread_", "scale_")
 """Names of what a model file holds beside trained parameters begin like this."""
 
 
@@ -55,7 +58,7 @@ class ModelCard:
 class ModelHeader:
     """What a model file says without building its network."""
 
-    config: NetworkConfig
+    config: AnyNetworkConfig
     """Shape of the network."""
     card: ModelCard
     """What it was trained on, and what its density counts."""
@@ -63,7 +66,7 @@ class ModelHeader:
     """Number of trained parameters."""
 
 
-def save_model(network: EACNet, card: ModelCard, path: str | Path) -> None:
+def save_model(network: DensityNetwork, card: ModelCard, path: str | Path) -> None:
     """Write a model file; an existing one is replaced only once the new one is whole.
 
     Raises
@@ -95,7 +98,7 @@ def read_header(path: str | Path) -> ModelHeader:
 
 def load_model(
     path: str | Path, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> tuple[EACNet, ModelCard]:
+) -> tuple[DensityNetwork, ModelCard]:
     """Read a model file.
 
     Parameters
@@ -120,7 +123,7 @@ def load_model(
     with _opened(path) as file:
         header = _read_header(path, file)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    network = build(header.config, dtype or tensors["embed.weight"].dtype)
+    network = build(header.config, dtype or _floating_type(path, tensors))
     expected = dict(_weights(network))
     shapes = {name: value.shape for name, value in expected.items()}
     if shapes != {name: value.shape for name, value in tensors.items()}:
@@ -149,13 +152,13 @@ def _read_header(path: str | Path, file: Any) -> ModelHeader:
     if header.get("format") != FORMAT:
         raise ModelFileError(f"{path} is a safetensors file, but not a model of this program.")
     version = header.get("format_version", "")
-    if version != str(FORMAT_VERSION):
+    if version not in READABLE:
         raise ModelFileError(
             f"{path} has model format {version or 'unknown'}; this version reads "
-            f"{FORMAT_VERSION}. {_remedy(version)}"
+            f"{' and '.join(READABLE)}. {_remedy(version)}"
         )
     try:
-        config = NetworkConfig.model_validate_json(header["network"])
+        config = network_config(json.loads(header["network"]))
         card = _read_card(json.loads(header["card"]))
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         raise ModelFileError(f"The header of {path} is damaged: {error}") from error
@@ -169,13 +172,17 @@ def _remedy(version: str) -> str:
     return "Update the program." if newer else "Train the model again, or take a newer file of it."
 
 
-def _weights(network: EACNet) -> Iterator[tuple[str, Tensor]]:
-    """What a model file holds: parameters and fitted tables, not constants a library rebuilds."""
+def _floating_type(path: str | Path, tensors: dict[str, Tensor]) -> torch.dtype:
+    for tensor in tensors.values():
+        if tensor.is_floating_point():
+            return tensor.dtype
+    raise ModelFileError(f"There are no weights in {path}.")
+
+
+def _weights(network: DensityNetwork) -> Iterator[tuple[str, Tensor]]:
+    """What a model file holds: parameters and fitted values, not constants a library rebuilds."""
     yield from ((name, value) for name, value in network.named_parameters() if value.numel())
-    if network.superposition is not None:
-        yield "superposition.table", network.superposition.get_buffer("table")
-    if network.onsite is not None:
-        yield from ((f"onsite.{name}", value) for name, value in network.onsite.fitted())
+    yield from network.fitted()
 
 
 def _read_card(values: dict[str, Any]) -> ModelCard:

@@ -85,6 +85,21 @@ class PointPairs:
         total = contributions.new_zeros(self.n_points)
         return total.index_add(0, self.point.reshape(-1), contributions.reshape(-1))
 
+    def edges(self) -> tuple[Tensor, Tensor, Tensor]:
+        """All pairs as flat lists in the order of the points, without padding.
+
+        Returns
+        -------
+        atom, point
+            (p,) int64.
+        vectors
+            (p, 3), from the atom's image to the point, Å.
+        """
+        rows, columns = self.mask.nonzero(as_tuple=True)
+        point, order = torch.sort(self.point[rows, columns], stable=True)
+        rows, columns = rows[order], columns[order]
+        return self.atom[rows], point, self.vectors[rows, columns]
+
     @staticmethod
     def concatenate(
         pairs: Sequence[PointPairs], atom_counts: Sequence[int], point_counts: Sequence[int]

@@ -84,6 +84,9 @@ def complete_cell(atoms: Atoms) -> Cell:
 
 
 def _atom_pairs(atoms: Atoms, cutoff: float) -> tuple[NDArray, NDArray, NDArray]:
+    if cutoff == 0:
+        none = np.empty(0, dtype=np.int64)
+        return none, none, np.empty((0, 3))
     neighbors = NeighborList(cutoff=cutoff, full_list=True)
     i, j, vectors = neighbors.compute(
         points=np.ascontiguousarray(atoms.positions, dtype=np.float64),
@@ -100,7 +103,10 @@ def atom_graph(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> AtomGraph:
-    """Atoms and their neighbours within ``cutoff`` (Å), every periodic image included."""
+    """Atoms and their neighbours within ``cutoff`` (Å), every periodic image included.
+
+    With a cutoff of 0 there are none.
+    """
     i, j, vectors = _atom_pairs(atoms, cutoff)
     order = np.lexsort((vectors[:, 2], vectors[:, 1], vectors[:, 0], j, i))
     return AtomGraph(

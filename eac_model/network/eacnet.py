@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
-from eac_model.data.sample import DensitySample
 from eac_model.graph import AtomGraph, PointPairs
 from eac_model.network.config import NetworkConfig
+from eac_model.network.density_network import DensityNetwork
 from eac_model.network.embedding import MomentEmbedding, TypeEmbedding
-from eac_model.network.free_atoms import fit_tables
 from eac_model.network.interaction import Interaction, by_component, natural_irreps
 from eac_model.network.linear import LinearDecoder
 from eac_model.network.onsite import OnsiteHead
 from eac_model.network.radial import CutoffBasis, lengths
-from eac_model.network.superposition import Superposition
 from eac_model.network.value_weight import ValueWeightDecoder
 
 
-class EACNet(nn.Module):
+class EACNet(DensityNetwork):
     """Equivariant atomic contributions (arXiv 2508.04052) with the decoders of this project.
 
     Parameters
@@ -31,17 +27,20 @@ class EACNet(nn.Module):
 
     Notes
     -----
-    Natural-parity features 0e, 1o, 2e, …; Å in, e/Å³ out. Parameters and constants (Wigner 3j
-    symbols) are created in torch's default dtype; :func:`build` makes them in any other.
+    Natural-parity features 0e, 1o, 2e, …; its density is a sum of atomic contributions, which
+    the fast engine evaluates on shells around the atoms and from which charges and moments come.
     """
 
+    config: NetworkConfig
+
     def __init__(self, config: NetworkConfig) -> None:
-        super().__init__()
-        self.config = config
+        super().__init__(config)
         self.types = TypeEmbedding(config)
         t = self.types.size
         self.embed = nn.Linear(t, config.channels)
-        self.embed_moments = MomentEmbedding(t, config.channels) if config.spin else None
+        self.embed_moments: MomentEmbedding | None = None
+        if config.spin and config.spin_from == "moments":
+            self.embed_moments = MomentEmbedding(t, config.channels)
         self.atom_basis = CutoffBasis(config.atom_basis, config.atom_cutoff)
         self.atom_harmonics = o3.SphericalHarmonics(
             list(range(config.l_max + 1)), normalize=True, normalization="component"
@@ -58,6 +57,8 @@ class EACNet(nn.Module):
                     config.atom_basis.size,
                     config.atom_radial_hidden,
                     config.average_neighbors,
+                    biases=config.biases,
+                    residual=config.residual,
                 )
             )
             features = natural_irreps(config.channels, config.l_max)
@@ -65,23 +66,7 @@ class EACNet(nn.Module):
         self.value_weight = (
             ValueWeightDecoder(config, t) if "value-weight" in config.decoder else None
         )
-        self.superposition = Superposition(config) if config.superposition else None
         self.onsite = OnsiteHead(config) if config.onsite is not None else None
-
-    @property
-    def n_spin(self) -> int:
-        """2 for spin models (ρ↑, ρ↓), else 1 (ρ)."""
-        return 2 if self.config.spin else 1
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Floating-point type of the parameters."""
-        return self.embed.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return self.embed.weight.device
 
     def descriptors(self, graph: AtomGraph) -> Tensor:
         """Descriptors D_ic^lm of all atoms.
@@ -112,6 +97,8 @@ class EACNet(nn.Module):
         self, descriptors: Tensor, numbers: Tensor, pairs: PointPairs, *, zonal: bool = True
     ) -> Tensor:
         """Atomic contributions ρ_i(r) of every pair, (m, k), e/Å³ (of one spin in spin models).
+
+        Models whose spins are outputs (``config.spin_from``) give those of both, (2, m, k).
 
         Parameters
         ----------
@@ -148,68 +135,18 @@ class EACNet(nn.Module):
         return self.density(self.spin_descriptors(graph), graph.numbers, pairs, zonal=zonal)
 
     def spin_descriptors(self, graph: AtomGraph) -> Tensor:
-        """Descriptors that the n_spin densities are made of, (n_spin, n, (l_max+1)², channels).
+        """Descriptors that densities are made of, (n_spin, n, (l_max+1)², channels).
 
-        For ρ↑ those of the given moments, for ρ↓ those of the flipped ones.
+        Of one set, (1, n, …), both spins are made where they are outputs (``config.spin_from``).
         """
-        if not self.config.spin:
+        if self.config.spin_from == "outputs":
             return self.descriptors(graph).unsqueeze(0)
-        both = self.descriptors(AtomGraph.concatenate([graph, graph.flipped()]))
-        return torch.stack(both.split(graph.n_atoms))
+        return super().spin_descriptors(graph)
 
     def density(
         self, spin_descriptors: Tensor, numbers: Tensor, pairs: PointPairs, *, zonal: bool = True
     ) -> Tensor:
         """Density at the points, (n_spin, n_points), from :meth:`spin_descriptors`."""
-        return torch.stack(
-            [
-                pairs.sum_over_atoms(self.contributions(d, numbers, pairs, zonal=zonal))
-                for d in spin_descriptors
-            ]
-        )
-
-    def onsite_data(self, spin_descriptors: Tensor, numbers: Tensor) -> Tensor:
-        """On-site data, (n_spin, n, width): of all electrons, or of spin up and spin down.
-
-        ``width`` is the largest size of the layout's elements; shorter rows end in zeros.
-        """
-        if self.onsite is None:
-            raise ValueError("This network predicts no on-site data (config.onsite is None).")
-        return torch.stack([self.onsite(d, numbers) for d in spin_descriptors])
-
-    def fit_superposition(self, samples: Iterable[DensitySample], points: int = 5000) -> float:
-        """Fit the free-atom tables to densities by weighted least squares.
-
-        The spherical densities whose superposition is nearest to the samples take the part of free
-        atoms where no atomic calculation of the same code and PAW data sets is at hand.
-
-        Parameters
-        ----------
-        samples
-            Densities to fit; of each at most ``points`` values enter (evenly strided).
-
-        Returns
-        -------
-        float
-            ε_mae of the superposition on the points used, in percent.
-        """
-        if self.superposition is None:
-            raise ValueError("This network has no superposition (config.superposition is False).")
-        table, error = fit_tables(self.superposition.basis, self.config.elements, samples, points)
-        with torch.no_grad():
-            self.superposition.table.copy_(table)
-        return error
-
-
-def build(config: NetworkConfig, dtype: torch.dtype) -> EACNet:
-    """A network made in a floating-point type, with constants exact in it.
-
-    ``EACNet(config).double()`` has constants that were rounded to float32 before: equivariance
-    then holds to 1e-8 only.
-    """
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        return EACNet(config)
-    finally:
-        torch.set_default_dtype(before)
+        found = [self.contributions(d, numbers, pairs, zonal=zonal) for d in spin_descriptors]
+        of_spins = torch.cat([part.reshape(-1, *pairs.mask.shape) for part in found])
+        return torch.stack([pairs.sum_over_atoms(part) for part in of_spins])

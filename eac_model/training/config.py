@@ -9,13 +9,28 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from eac_model.data.sample import DensityKind
 from eac_model.data.sampling import SamplingMixture
 from eac_model.errors import ConfigurationError
 from eac_model.files import read_mapping
-from eac_model.network.config import NetworkConfig
+from eac_model.network.config import (
+    ARCHITECTURE,
+    ARCHITECTURE_NAMES,
+    ChargE3NetConfig,
+    DeepChargeConfig,
+    NetworkConfig,
+)
 
 Count = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -34,10 +49,38 @@ class _Section(BaseModel):
 
 
 class NetworkSection(NetworkConfig):
-    """The network; ``elements`` may be left out and is then read from the training data."""
+    """EAC-Net; ``elements`` may be left out and is then read from the training data."""
 
     elements: tuple[Annotated[int, Field(ge=1, le=118)], ...] = ()
     """Atomic numbers the model is built for, ascending; empty: those of the training data."""
+
+
+class DeepChargeSection(DeepChargeConfig):
+    """Deep Charge; ``elements`` may be left out and is then read from the training data."""
+
+    elements: tuple[Annotated[int, Field(ge=1, le=118)], ...] = ()
+    """Atomic numbers the model is built for, ascending; empty: those of the training data."""
+
+
+class ChargE3NetSection(ChargE3NetConfig):
+    """ChargE3Net; ``elements`` may be left out and is then read from the training data."""
+
+    elements: tuple[Annotated[int, Field(ge=1, le=118)], ...] = ()
+    """Atomic numbers the model is built for, ascending; empty: those of the training data."""
+
+
+AnyNetworkSection = Annotated[
+    Annotated[NetworkSection, Tag("eac-net")]
+    | Annotated[DeepChargeSection, Tag("deep-charge")]
+    | Annotated[ChargE3NetSection, Tag("charge3net")],
+    ARCHITECTURE,
+]
+"""The network, by its ``architecture``; without that key EAC-Net."""
+
+network_section: TypeAdapter[NetworkSection | DeepChargeSection | ChargE3NetSection] = TypeAdapter(
+    AnyNetworkSection
+)
+"""Makes the section of any architecture."""
 
 
 class DataSection(_Section):
@@ -158,8 +201,8 @@ class TrainingConfig(_Section):
 
     data: DataSection
     """Densities to learn from."""
-    network: NetworkSection = NetworkSection()
-    """Shape of the network."""
+    network: AnyNetworkSection = NetworkSection()
+    """Shape of the network; the key ``architecture`` says which it is."""
     optimisation: OptimisationSection = OptimisationSection()
     """Optimiser, learning rate, averaging."""
     loss: LossSection = LossSection()
@@ -169,7 +212,8 @@ class TrainingConfig(_Section):
 
     initialize_from: str | None = None
     """Fine-tuning: model file (or bundled name) whose weights the run starts from. Its network is
-    used; keys given under ``network`` must agree with it."""
+    used; keys given under ``network`` must agree with it, but for ``onsite``, which may differ. If
+    its densities are of another code, functional or kind, free atoms are fitted anew."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides initial weights, left-out structures and every draw."""
     precision: Literal["32", "64", "bf16-mixed"] = "32"
@@ -237,7 +281,8 @@ class TrainingConfig(_Section):
 
 def _explain(error: ValidationError) -> str:
     """Every problem on a line of its own, named by its dotted key."""
-    union = ("Files", "function-before", "constrained-", "tuple", "int", "float", "none")
+    kinds = ("Files", "function-before", "constrained-", "tuple", "int", "float", "none")
+    union = kinds + ARCHITECTURE_NAMES
     lines = []
     for problem in error.errors():
         # Pydantic names the member of a union it tried; keys of ours have no such parts.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from eac_model.network import EACNet
+from eac_model.network import DensityNetwork
 from eac_model.training.config import LossSection
 from eac_model.training.data import Batch
 
@@ -49,7 +49,7 @@ def density_loss(config: LossSection, prediction: Tensor, batch: Batch) -> Tenso
     return loss
 
 
-def onsite_errors(network: EACNet, spin_descriptors: Tensor, batch: Batch) -> Tensor | None:
+def onsite_errors(network: DensityNetwork, spin_descriptors: Tensor, batch: Batch) -> Tensor | None:
     """Deviations of the blocks of on-site data in units of their spread.
 
     Returns
