@@ -1,4 +1,4 @@
-"""``eac models`` and ``eac info``."""
+"""``eac models``, ``eac models import`` and ``eac info``."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+from typer.core import TyperGroup
 
 from eac_ase.cli.app import app
 from eac_ase.cli.console import (
@@ -18,9 +19,11 @@ from eac_ase.cli.console import (
     print_json,
     read_structure,
     say,
+    show_configuration,
+    status,
 )
 from eac_ase.cli.data import data_info
-from eac_model.errors import DensityFileError
+from eac_model.errors import ConfigurationError, DensityFileError
 from eac_model.registry import bundled_models, find_model
 
 if TYPE_CHECKING:
@@ -29,18 +32,26 @@ if TYPE_CHECKING:
     from eac_model.checkpoint import ModelHeader
 
 
-@app.command(epilog="[bold]Examples[/]\n\neac models\n\neac models water-scan\n\neac models --json")
-def models(
-    name: Annotated[
-        str | None, typer.Argument(help="Show the card of this model (or model file).")
-    ] = None,
-    as_json: JsonOption = False,
-) -> None:
-    """List the bundled models, or show the card of one."""
+class _NamesToo(TyperGroup):
+    """Takes what is no command for the name of a model: ``eac models water-scan``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        return super().resolve_command(ctx, args if args[0] in self.commands else ["show", *args])
+
+
+models_app = typer.Typer(cls=_NamesToo, rich_markup_mode="rich")
+app.add_typer(models_app, name="models")
+
+
+@models_app.callback(
+    invoke_without_command=True,
+    epilog="[bold]Examples[/]\n\neac models\n\neac models water-scan\n\neac models --json",
+)
+def models(ctx: typer.Context, as_json: JsonOption = False) -> None:
+    """List the bundled models; show the card of one; import models of other programs."""
     from eac_model.checkpoint import read_header
 
-    if name is not None:
-        _show_model(find_model(name), as_json)
+    if ctx.invoked_subcommand is not None:
         return
     cards = [_card_facts(read_header(find_model(bundled))) for bundled in bundled_models()]
     if as_json:
@@ -62,6 +73,78 @@ def models(
             escape(card["summary"]),
         )
     Console().print(table)
+
+
+@models_app.command()
+def show(
+    ctx: typer.Context,
+    name: Annotated[str, typer.Argument(help="Bundled model or model file.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Show the card of a model; `eac models NAME` does the same."""
+    assert ctx.parent is not None
+    _show_model(find_model(name), as_json or ctx.parent.params["as_json"])
+
+
+@models_app.command(
+    "import",
+    epilog="""[bold]Examples[/]
+
+eac models import eac-mp-l5-6000.pt -o eac-mp.safetensors --functional PBE
+
+eac models import charge3net_qm9.pt -o qm9.safetensors --elements "H C N O F\"""",
+)
+def import_checkpoint(
+    file: Annotated[Path, typer.Argument(help="Checkpoint (.pt) of EAC-Net or ChargE3Net.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Model file to write.")],
+    name: Annotated[
+        str | None, typer.Option(help="Name on the card; by default that of the output.")
+    ] = None,
+    elements: Annotated[
+        str | None,
+        typer.Option(help="Elements the model shall know ('H O'); by default all in the file."),
+    ] = None,
+    functional: Annotated[
+        str, typer.Option(help="Functional of the training data, which the file does not say.")
+    ] = "unknown",
+    cutoff: Annotated[
+        float,
+        typer.Option(min=0.1, help="Cutoff of ChargE3Net, Å, which its file does not say."),
+    ] = 4.0,
+    licence: Annotated[str, typer.Option(help="Licence of the weights, for the card.")] = "",
+) -> None:
+    """Turn a published checkpoint into a model file, without executing anything in it."""
+    from dataclasses import replace
+
+    from eac_model.checkpoint import save_model
+    from eac_model.imports import import_model
+
+    numbers = None if elements is None else _atomic_numbers(elements)
+    with status("reading the checkpoint"):
+        network, card = import_model(
+            file,
+            elements=numbers,
+            name=name or output.stem,
+            functional=functional,
+            cutoff=cutoff,
+        )
+    save_model(network, replace(card, licence=licence), output)
+    Console().print(
+        f"{escape(str(output))}: {escape(card.summary)} {len(card.elements)} elements, "
+        f"{sum(p.numel() for p in network.parameters()):,} parameters.",
+        soft_wrap=True,
+    )
+
+
+def _atomic_numbers(symbols: str) -> list[int]:
+    """Atomic numbers of 'H O' or 'H,O'."""
+    from ase.data import atomic_numbers
+
+    found = symbols.replace(",", " ").split()
+    unknown = [symbol for symbol in found if atomic_numbers.get(symbol, 0) < 1]
+    if unknown or not found:
+        raise ConfigurationError(f"--elements {symbols!r}: give symbols of elements, as in 'H O'.")
+    return [atomic_numbers[symbol] for symbol in found]
 
 
 @app.command(
@@ -100,8 +183,6 @@ def _show_potcar(path: Path, as_json: bool) -> None:
     """Headers of the data sets, and what a training configuration needs of them."""
     from dataclasses import asdict
 
-    import yaml
-
     from eac_ase.adapters.potcar import read_potcar
 
     datasets = read_potcar(path)
@@ -126,10 +207,7 @@ def _show_potcar(path: Path, as_json: bool) -> None:
         channels = " ".join(map(str, d.channels))
         table.add_row(escape(d.title), d.functional, f"{d.valence:g}", f"{d.enmax:g}", channels)
     Console().print(table)
-    Console().print(
-        "\nFor the configuration of `eac train`, to learn occupancies too:", style="dim"
-    )
-    print(yaml.safe_dump(keys, sort_keys=False, default_flow_style=None, width=100), end="")
+    show_configuration(keys, "occupancies")
 
 
 def _density_or_structure(path: Path) -> dict[str, Any]:
@@ -214,6 +292,7 @@ def _card_facts(header: ModelHeader) -> dict[str, Any]:
     onsite = header.config.onsite
     return {
         **asdict(header.card),
+        "architecture": header.config.architecture,
         "parameters": header.parameters,
         "spin": header.config.spin,
         "onsite": onsite.code if onsite is not None else "",

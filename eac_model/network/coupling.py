@@ -21,9 +21,11 @@ from eac_model.network.config import NetworkConfig
 from eac_model.network.interaction import (
     by_irrep,
     feature_gate,
+    linear_paths,
     natural_irreps,
     tensor_product,
 )
+from eac_model.network.radial import radial_network
 
 
 def polar_3j(l1: int, l2: int, l3: int) -> float:
@@ -40,13 +42,9 @@ class EdgeUpdate(nn.Module):
         features = natural_irreps(self.channels, self.l_max)
         harmonics = o3.Irreps.spherical_harmonics(self.l_max)
         self.product, mid = tensor_product(features, harmonics, 0 if last else self.l_max)
-        self.radial = e3nn_nn.FullyConnectedNet(
-            [
-                config.point_basis.size,
-                *config.point_radial_hidden,
-                self.product.weight_numel,
-            ],
-            nn.functional.silu,
+        self.radial = radial_network(
+            (config.point_basis.size, *config.point_radial_hidden, self.product.weight_numel),
+            config.biases,
         )
         self.gate: nn.Module
         if last:
@@ -55,7 +53,7 @@ class EdgeUpdate(nn.Module):
         else:
             self.gate = feature_gate(self.channels, self.l_max)
             target = self.gate.irreps_in
-        self.linear = o3.Linear(mid, target)
+        self.linear = o3.Linear(mid, target, biases=config.biases)
         self.species = o3.FullyConnectedTensorProduct(features, f"{attributes}x0e", target)
         self._l_target = [ir.l for _, ir in target]
 
@@ -90,13 +88,11 @@ class EdgeUpdate(nn.Module):
         weights = self.radial(basis)
         outputs: dict[int, Tensor] = {}
         mid = self._zonal_product(features, weights)
-        for instruction, view in zip(
-            self.linear.instructions,
-            self.linear.weight_views(),
-            strict=True,
-        ):
+        for instruction, view in linear_paths(self.linear):
             part = mid[instruction.i_in] @ (view * instruction.path_weight)
             _accumulate(outputs, instruction.i_out, part)
+        if self.linear.bias_numel:
+            _accumulate(outputs, 0, self.linear.bias)
         for instruction, view in zip(
             self.species.instructions, self.species.weight_views(), strict=True
         ):

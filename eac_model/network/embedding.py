@@ -11,10 +11,17 @@ from eac_model.network.radial import dense_network
 
 
 class TypeEmbedding(nn.Module):
-    """Attributes Z of the elements: one-hot, shell filling, or both concatenated."""
+    """Attributes Z of the elements: one-hot, shell filling, both concatenated, or learned."""
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
+        index = torch.full((119,), -1)
+        index[list(config.elements)] = torch.arange(len(config.elements))
+        self.register_buffer("index", index, persistent=False)
+        if config.embedding == "learned":
+            self.size = config.embedding_size
+            self.table = nn.Parameter(torch.randn(len(config.elements), self.size))
+            return
         shells = torch.tensor(shell_filling(config.elements))
         one_hot = torch.eye(len(config.elements), dtype=shells.dtype)
         parts = {"one-hot": [one_hot], "shell-filling": [shells], "both": [one_hot, shells]}
@@ -22,9 +29,6 @@ class TypeEmbedding(nn.Module):
         # Mean square 1, which the initial weights behind it count on.
         table = table * (table.shape[1] / table.square().sum(dim=1, keepdim=True)).sqrt()
         self.register_buffer("table", table.to(torch.get_default_dtype()))
-        index = torch.full((119,), -1)
-        index[list(config.elements)] = torch.arange(len(config.elements))
-        self.register_buffer("index", index, persistent=False)
         self.size = table.shape[1]
 
     def elements(self, numbers: Tensor) -> Tensor:

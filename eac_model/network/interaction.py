@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from e3nn import nn as e3nn_nn
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.utils import scatter
 
 from eac_model.network.config import Hidden
+from eac_model.network.radial import radial_network
 
 
 def natural_irreps(channels: int, l_max: int) -> o3.Irreps:
@@ -58,6 +60,13 @@ def tensor_product(
     return product, sorted_outputs
 
 
+def linear_paths(linear: o3.Linear) -> list[tuple[Any, Tensor]]:
+    """Instructions of an equivariant linear layer and their matrices (in, out), without biases."""
+    paths = [path for path in linear.instructions if path.i_in >= 0]
+    # Views of the biases, which come last, would be asked of the weights, and fail.
+    return list(zip(paths, linear.weight_views(), strict=False))
+
+
 class Interaction(nn.Module):
     """Linear, convolution over neighbours, species term, gate, residual."""
 
@@ -70,21 +79,24 @@ class Interaction(nn.Module):
         basis_size: int,
         radial_hidden: Hidden,
         average_neighbors: float,
+        *,
+        biases: bool = False,
+        residual: bool = True,
     ) -> None:
         super().__init__()
         harmonics = o3.Irreps.spherical_harmonics(l_max)
         self.irreps_out = natural_irreps(channels, l_max)
         self.gate = feature_gate(channels, l_max)
-        self.linear_in = o3.Linear(features, features)
+        self.linear_in = o3.Linear(features, features, biases=biases)
         self.product, mid = tensor_product(features, harmonics, l_max)
-        self.radial = e3nn_nn.FullyConnectedNet(
-            [basis_size, *radial_hidden, self.product.weight_numel], nn.functional.silu
+        self.radial = radial_network(
+            (basis_size, *radial_hidden, self.product.weight_numel), biases
         )
-        self.linear_out = o3.Linear(mid, self.gate.irreps_in)
+        self.linear_out = o3.Linear(mid, self.gate.irreps_in, biases=biases)
         self.species = o3.FullyConnectedTensorProduct(
             features, f"{attributes}x0e", self.gate.irreps_in
         )
-        self.residual = features == self.irreps_out
+        self.residual = residual and features == self.irreps_out
         self.normalization = 1 / math.sqrt(average_neighbors)
 
     def forward(

@@ -6,6 +6,7 @@ import math
 from itertools import pairwise
 
 import torch
+from e3nn import nn as e3nn_nn
 from torch import Tensor, nn
 
 from eac_model.network.config import RadialBasis
@@ -50,6 +51,19 @@ class GaussianBasis(nn.Module):
         return torch.exp(
             -0.5 * ((r.unsqueeze(-1) - self.centers) * torch.exp(-self.log_widths)) ** 2
         )
+
+
+class SignedGaussianBasis(nn.Module):
+    """exp(−a_k (r − μ_k)²) with learned centres and exponents; these may turn negative."""
+
+    def __init__(self, size: int, cutoff: float) -> None:
+        super().__init__()
+        self.centers = nn.Parameter(torch.linspace(0.0, cutoff, size))
+        self.exponents = nn.Parameter(torch.full((size,), 0.5 * (max(size - 1, 1) / cutoff) ** 2))
+
+    def forward(self, r: Tensor) -> Tensor:
+        """Map distances (…,) in Å to basis values (…, size)."""
+        return torch.exp(-self.exponents * (r.unsqueeze(-1) - self.centers) ** 2)
 
 
 class SplineBasis(nn.Module):
@@ -106,6 +120,8 @@ def radial_basis(config: RadialBasis, cutoff: float) -> nn.Module:
             return BesselBasis(config.size, cutoff)
         case "gaussian":
             return GaussianBasis(config.size, cutoff)
+        case "signed-gaussian":
+            return SignedGaussianBasis(config.size, cutoff)
         case "spline":
             return SplineBasis(config.size, cutoff, config.core_radius)
 
@@ -148,3 +164,13 @@ def dense_network(sizes: tuple[int, ...]) -> nn.Sequential:
     for n_in, n_out in pairwise(sizes):
         layers += [nn.Linear(n_in, n_out), nn.SiLU()]
     return nn.Sequential(*layers[:-1])
+
+
+def radial_network(sizes: tuple[int, ...], biases: bool) -> nn.Module:
+    """From a radial basis to weights of tensor-product paths.
+
+    Without biases zero stays zero: messages vanish at the cutoff as the basis does.
+    """
+    if biases:
+        return dense_network(sizes)
+    return e3nn_nn.FullyConnectedNet(list(sizes), nn.functional.silu)

@@ -25,11 +25,12 @@ class ValueWeightDecoder(nn.Module):
         sizes = {"distance": 1, "basis": self.basis.size, "type": attributes}
         self.concatenate = config.concatenate
         features = config.bottleneck[-1] + sum(sizes[name] for name in config.concatenate)
-        self.value = dense_network((features, *config.value_hidden, 1))
+        self.value = dense_network((features, *config.value_hidden, config.value_outputs))
         # A point sums some hundred atoms: start near zero, not at a hundred times the density.
         with torch.no_grad():
             self.value[-1].weight.mul_(0.01)
             self.value[-1].bias.zero_()
+        self.offset = config.offset
         self.kind = config.weight
         if self.kind not in ("I", "S"):
             self.weight = dense_network((2 * features, *config.weight_hidden, 1))
@@ -43,7 +44,7 @@ class ValueWeightDecoder(nn.Module):
         *,
         zonal: bool = True,
     ) -> Tensor:
-        """Contributions of all pairs, (m, k), e/Å³; padding gives zero.
+        """Contributions of all pairs, (m, k) or (outputs, m, k), e/Å³; padding gives zero.
 
         Parameters
         ----------
@@ -74,9 +75,17 @@ class ValueWeightDecoder(nn.Module):
                     parts.append(table[element])
         features = torch.cat(parts, dim=-1)
         point = pairs.point[rows, columns]
-        values = self.value(features).squeeze(-1)
-        weighted = values * self._weights(features, envelope, point, pairs.n_points)
-        return torch.zeros_like(pairs.vectors[..., 0]).index_put((rows, columns), weighted)
+        weights = self._weights(features, envelope, point, pairs.n_points)
+        weighted = self.value(features) * weights.unsqueeze(-1)
+        if self.offset:
+            weighted = weighted + self.shares(point, pairs.n_points, weighted.dtype).T
+        empty = weighted.new_zeros(*pairs.mask.shape, weighted.shape[1])
+        return empty.index_put((rows, columns), weighted).movedim(-1, 0).squeeze(0)
+
+    def shares(self, point: Tensor, n_points: int, dtype: torch.dtype) -> Tensor:
+        """What of the constant density each pair takes, (outputs, p): all at a point the same."""
+        count = torch.bincount(point, minlength=n_points)[point].to(dtype)
+        return torch.tensor(self.offset, dtype=dtype, device=point.device)[:, None] / count
 
     def _weights(self, features: Tensor, envelope: Tensor, point: Tensor, n_points: int) -> Tensor:
         """W of every pair, (p,); softmaxes run over the atoms at a point."""
