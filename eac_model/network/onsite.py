@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -19,6 +20,15 @@ from eac_model.network.interaction import by_irrep, natural_irreps
 SMALLEST_SPREAD = 1e-6
 """Blocks that vary less over the training data, by symmetry say, are constants."""
 
+PENALTIES = np.logspace(-9, 1, 21)
+"""Ridge penalties to choose from, in units of the features' variance."""
+
+ONLY_PENALTY = 0.01
+"""The one that is taken where a single structure leaves no choice."""
+
+FOLDS = 8
+"""Parts of the data that are left out in turn to choose the penalties."""
+
 PRODUCT_CHANNELS = 8
 """Channels of the descriptors that are multiplied with each other."""
 
@@ -26,11 +36,15 @@ PRODUCT_CHANNELS = 8
 class OnsiteHead(nn.Module):
     """On-site data of an atom: one linear readout for each element.
 
-    A block (pair of channels, L) is shift + spread × (linear in the descriptors of that L). Blocks
-    of unnatural parity, or with L beyond that of the descriptors, are linear in products of two
-    descriptors, which reach both. Shift, the mean over the atoms of an element (L = 0), takes the
-    part of the free atom; spread is the root mean square of what is left, a component. Both are
-    data, fitted once (:meth:`fit`).
+    A block (pair of channels, L) is shift + spread × (linear in the descriptors of that L; for
+    L = 0 in their squared lengths, too). Blocks of unnatural parity, or with L beyond that of the
+    descriptors, are linear in products of two descriptors, which reach both. Spread is the root
+    mean square of a component about its mean (L = 0) or about zero, which takes the part of the
+    free atom (:meth:`fit`).
+
+    The readouts are no trained parameters: they are the ridge regression of the data on the
+    descriptors there are (:meth:`regress`). Descriptors of L = 0 hardly differ from atom to atom,
+    so that gradients take thousands of steps to where least squares are at once.
     """
 
     def __init__(self, config: NetworkConfig) -> None:
@@ -50,12 +64,14 @@ class OnsiteHead(nn.Module):
             blocks = self.layout.blocks(symbol)
             for ir in dict.fromkeys(block.irrep for block in blocks):
                 sources = config.channels
+                if ir.l == 0 and ir in natural:
+                    sources *= 1 + config.l_max
                 if ir not in natural:
                     assert self.products is not None
                     sources = self.products.multiplicity[ir]
                 count = sum(block.irrep == ir for block in blocks)
                 self.read[f"{symbol}_{ir}"] = nn.Parameter(
-                    sources**-0.5 * torch.randn(sources, count)
+                    sources**-0.5 * torch.randn(sources, count), requires_grad=False
                 )
                 first = [block.columns.start for block in blocks if block.irrep == ir]
                 columns = torch.arange(ir.dim).unsqueeze(1) + torch.tensor(first)
@@ -79,12 +95,7 @@ class OnsiteHead(nn.Module):
         Tensor
             (n, width); rows of elements with fewer numbers end in zeros.
         """
-        features = {
-            o3.Irrep(l, (-1) ** l): descriptors[:, l * l : (l + 1) ** 2]
-            for l in range(round(descriptors.shape[1] ** 0.5))
-        }
-        if self.products is not None:
-            features |= self.products(descriptors)
+        features = self.features(descriptors)
         result = descriptors.new_zeros(len(descriptors), self.width)
         for number, symbol in zip(self.numbers, self.symbols, strict=True):
             atoms = (numbers == number).nonzero().squeeze(-1)
@@ -100,6 +111,18 @@ class OnsiteHead(nn.Module):
             numbers_of_code = irreps @ self._basis(symbol, irreps).T
             result[atoms, : numbers_of_code.shape[1]] = numbers_of_code
         return result
+
+    def features(self, descriptors: Tensor) -> dict[o3.Irrep, Tensor]:
+        """What the blocks of an irrep are linear in, (n, 2L+1, sources)."""
+        parts = [
+            descriptors[:, l * l : (l + 1) ** 2] for l in range(round(descriptors.shape[1] ** 0.5))
+        ]
+        found = {o3.Irrep(l, (-1) ** l): part for l, part in enumerate(parts)}
+        lengths = [part.square().mean(dim=1, keepdim=True) for part in parts[1:]]
+        found[o3.Irrep(0, 1)] = torch.cat([parts[0], *lengths], dim=2)
+        if self.products is not None:
+            found |= self.products(descriptors)
+        return found
 
     def block_errors(self, deviation: Tensor, numbers: Tensor) -> Tensor:
         """Root mean square of deviations over each block's components, in units of its spread.
@@ -126,11 +149,13 @@ class OnsiteHead(nn.Module):
             spread = self.get_buffer(f"spread_{symbol}")
             irreps = deviation[atoms, : len(basis)] @ basis
             for index, block in enumerate(blocks, start=start):
+                # Without a question to the device: on a GPU each would wait for all before it.
                 unit = spread[block.columns.start]
-                if unit > 0:
-                    mean_square = (irreps[:, block.columns] / unit).square().mean(dim=1)
-                    # The root has no gradient at zero.
-                    errors[atoms, index] = (mean_square + 1e-12).sqrt()
+                varies = unit > 0
+                scaled = irreps[:, block.columns] / torch.where(varies, unit, 1.0)
+                # The root has no gradient at zero.
+                found = (scaled.square().mean(dim=1) + 1e-12).sqrt()
+                errors[atoms, index] = torch.where(varies, found, torch.nan)
             start += len(blocks)
         return errors
 
@@ -189,6 +214,116 @@ class OnsiteHead(nn.Module):
             self.get_buffer(f"shift_{symbol}").copy_(torch.as_tensor(shift))
             spread[spread < SMALLEST_SPREAD] = 0.0
             self.get_buffer(f"spread_{symbol}").copy_(torch.as_tensor(spread))
+
+    @torch.no_grad()
+    def regress(self, examples: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+        """Set the readouts, and the shift of L = 0, by ridge regression on the data.
+
+        Parameters
+        ----------
+        examples
+            Of every structure (and spin): descriptors (n, (l_max+1)², channels), atomic numbers
+            (n,), and on-site data (n, width) as :meth:`forward` returns them; rows of NaN where
+            there are none.
+        """
+        parts: dict[str, list[_Sums]] = {}
+        for index, (descriptors, numbers, onsite) in enumerate(examples):
+            features = self.features(descriptors)
+            for number, symbol in zip(self.numbers, self.symbols, strict=True):
+                atoms = ((numbers == number) & ~onsite[:, 0].isnan()).nonzero().squeeze(-1)
+                if len(atoms) == 0:
+                    continue
+                basis = self._basis(symbol, onsite)
+                irreps = onsite[atoms, : len(basis)] @ basis
+                for ir, found in features.items():
+                    if (key := f"{symbol}_{ir}") not in self.read:
+                        continue
+                    targets = irreps[:, self.get_buffer(f"columns_{key}")].flatten(0, 1)
+                    rows = found[atoms].flatten(0, 1)
+                    new = _Sums.of(rows.double().cpu().numpy(), targets.double().cpu().numpy())
+                    known = parts.setdefault(key, [])
+                    if len(known) < FOLDS:
+                        known.append(new)
+                    else:
+                        known[index % FOLDS] += new
+        for key, sums in parts.items():
+            symbol, ir = key.split("_")
+            columns = self.get_buffer(f"columns_{key}")
+            solution = _ridge(sums, constant=ir == "0e")
+            coefficients, constants = solution[:-1], solution[-1]
+            spread = self.get_buffer(f"spread_{symbol}")[columns[0]].double().cpu().numpy()
+            unit = np.where(spread > 0, spread, np.inf)
+            self.read[key].copy_(torch.as_tensor(coefficients / unit))
+            if ir == "0e":
+                # Constant blocks, whose readout counts nothing, keep their mean.
+                shift = self.get_buffer(f"shift_{symbol}")
+                varies = torch.as_tensor(spread > 0, device=shift.device)
+                mean = torch.as_tensor(constants, dtype=shift.dtype, device=shift.device)
+                shift[columns[0]] = torch.where(varies, mean, shift[columns[0]])
+
+
+@dataclass
+class _Sums:
+    """What a ridge regression of several targets needs of its data."""
+
+    gram: NDArray[np.float64]
+    """(f + 1, f + 1) of the features and of 1."""
+    moments: NDArray[np.float64]
+    """(f + 1, targets) of features and targets."""
+    squares: NDArray[np.float64]
+    """(targets,) Σ target²."""
+
+    @classmethod
+    def of(cls, features: NDArray[np.float64], targets: NDArray[np.float64]) -> _Sums:
+        """Rows of features (rows, f) and targets (rows, targets)."""
+        columns = np.column_stack([features, np.ones(len(features))])
+        return cls(columns.T @ columns, columns.T @ targets, (targets**2).sum(axis=0))
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.gram + other.gram, self.moments + other.moments, self.squares + other.squares
+        )
+
+    def __sub__(self, other: _Sums) -> _Sums:
+        return _Sums(
+            self.gram - other.gram, self.moments - other.moments, self.squares - other.squares
+        )
+
+    def solutions(self, *, constant: bool) -> NDArray[np.float64]:
+        """Coefficients and constants for each of :data:`PENALTIES`, (penalties, f + 1, targets)."""
+        n = self.gram[-1, -1]
+        mean, mean_target = self.gram[-1, :-1] / n * constant, self.moments[-1] / n * constant
+        gram = self.gram[:-1, :-1] - n * np.outer(mean, mean)
+        moments = self.moments[:-1] - n * np.outer(mean, mean_target)
+        scale = np.sqrt(np.maximum(np.diag(gram) / n, 1e-20))
+        values, vectors = np.linalg.eigh(gram / np.outer(scale, scale))
+        projected = vectors.T @ (moments / scale[:, None])
+        damped = np.maximum(values, 0.0) + n * PENALTIES[:, None]
+        found = vectors @ (projected / damped[:, :, None]) / scale[:, None]
+        return np.concatenate([found, (mean_target - mean @ found)[:, None]], axis=1)
+
+    def errors(self, solutions: NDArray[np.float64]) -> NDArray[np.float64]:
+        """Σ squares of the deviations, (penalties, targets)."""
+        cross = (solutions * self.moments).sum(axis=1)
+        return self.squares - 2 * cross + (solutions * (self.gram @ solutions)).sum(axis=1)
+
+
+def _ridge(parts: list[_Sums], *, constant: bool) -> NDArray[np.float64]:
+    """Coefficients and constants, (f + 1, targets), of the data in all parts.
+
+    Of the penalties, each target takes the one of least error on parts left out. The atoms of a
+    structure resemble each other: what is left out has to be structures, not atoms.
+    """
+    total = sum(parts[1:], start=parts[0])
+    found = total.solutions(constant=constant)
+    left_out = [
+        part.errors((total - part).solutions(constant=constant)) for part in parts if len(parts) > 1
+    ]
+    if not left_out:
+        return found[np.searchsorted(PENALTIES, ONLY_PENALTY)]
+    best = np.sum(left_out, axis=0).argmin(axis=0)
+    chosen: NDArray[np.float64] = np.take_along_axis(found, best[None, None], axis=0)[0]
+    return chosen
 
 
 def _rms(values: NDArray[np.float64]) -> float:

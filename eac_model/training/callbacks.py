@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback, TQDMProgressBar, WeightAveragi
 from torch import Tensor
 
 from eac_model.errors import ConfigurationError
-from eac_model.network import EACNet
+from eac_model.network import DensityNetwork
 from eac_model.training.config import TrainingConfig
 from eac_model.training.files import (
     Row,
@@ -28,7 +28,7 @@ from eac_model.training.module import TrainingModule, nmae_percents, onsite_perc
 
 log = logging.getLogger(__name__)
 
-SaveModel = Callable[[EACNet, dict[str, Any]], None]
+SaveModel = Callable[[DensityNetwork, dict[str, Any]], None]
 """Writes the model file, given the averaged network and the summary of its training."""
 
 
@@ -50,7 +50,7 @@ class ExponentialAverage(WeightAveraging):
         # Buffers are constants: averaging would only round them.
         super().__init__(use_buffers=False, multi_avg_fn=torch.no_grad()(update))
 
-    def network(self, module: TrainingModule) -> EACNet:
+    def network(self, module: TrainingModule) -> DensityNetwork:
         """The averaged network, or the trained one where there is no average (yet)."""
         if self._average_model is None:
             return module.network
@@ -207,6 +207,9 @@ class Recorder(Callback):
         if not trainer.is_global_zero:
             return
         network = module.network if self._average is None else self._average.network(module)
+        if not self._validate:
+            # Validation has done so already.
+            module.fit_readouts(network)
         summary = {"steps": trainer.global_step, "seconds": round(self._seconds(), 1), **found}
         self._save_model(network, summary)
 

@@ -24,13 +24,17 @@ from eac_model.data.store import DensityStore
 from eac_model.errors import ConfigurationError, EACError
 from eac_model.graph import AtomGraph, PointPairs
 from eac_model.neighbors import atom_graph, check_structure, point_pairs
-from eac_model.network import NetworkConfig
+from eac_model.network import AnyNetworkConfig
 from eac_model.onsite import OnsiteLayout
 from eac_model.training.config import DataSection, TrainingConfig
 from eac_model.training.draws import left_out, point_generator, structures_of_step
 
 VALIDATION_BLOCK = 4000
 """Points evaluated at once in validation; bounds its memory."""
+
+
+EXAMPLE_ATOMS = 4000
+"""About so many atoms are enough to fit the readouts of on-site data to."""
 
 
 class Source(Protocol):
@@ -164,7 +168,7 @@ class BatchBuilder:
     def __init__(
         self,
         sources: Sequence[Source],
-        network: NetworkConfig,
+        network: AnyNetworkConfig,
         dtype: torch.dtype,
         cache_bytes: int,
     ) -> None:
@@ -496,6 +500,28 @@ def superposition_samples(
         else:
             rng = point_generator(seed, index)
             yield source.select(np.sort(rng.choice(source.n_points, 5000, replace=False)))
+
+
+def onsite_examples(
+    config: TrainingConfig, train: Sequence[Source]
+) -> list[tuple[AtomGraph, Tensor]]:
+    """Atoms and their on-site data, (2, n, width), for the fit of the readouts.
+
+    Of all structures, or of as many, drawn by the seed, as have :data:`EXAMPLE_ATOMS` together.
+    """
+    layout, examples, atoms = config.network.onsite, [], 0
+    if layout is None:
+        return []
+    dtype = torch.float64 if config.precision == "64" else torch.float32
+    nowhere = np.empty(0, dtype=np.int64)
+    for index in point_generator(config.seed, len(train)).permutation(len(train)):
+        sample = train[index].select(nowhere)
+        rows = torch.as_tensor(onsite_rows(layout, sample), dtype=dtype)
+        examples.append((atom_graph(sample.atoms, config.network.atom_cutoff, dtype), rows))
+        atoms += len(sample.atoms)
+        if atoms >= EXAMPLE_ATOMS:
+            break
+    return examples
 
 
 def _expand(patterns: Sequence[str], key: str) -> list[Path]:

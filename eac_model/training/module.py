@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import lightning.pytorch as pl
@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from eac_model.errors import ConfigurationError
-from eac_model.network import EACNet, build
+from eac_model.graph import AtomGraph
+from eac_model.network import DensityNetwork, build
 from eac_model.training.config import OptimisationSection, TrainingConfig
 from eac_model.training.data import Batch
 from eac_model.training.losses import (
@@ -22,6 +23,9 @@ from eac_model.training.losses import (
     onsite_loss,
 )
 from eac_model.training.schedule import learning_rate
+
+REGRESS_EVERY = 200
+"""Steps after which the readouts of on-site data are fitted anew."""
 
 
 class TrainingModule(pl.LightningModule):
@@ -37,19 +41,24 @@ class TrainingModule(pl.LightningModule):
         Number of left-out structures.
     fingerprints
         Of the training and the left-out structures; kept in checkpoints.
+    examples
+        Atoms that the readouts of on-site data are fitted to, and their data, as in a
+        :class:`~eac_model.training.data.Batch`.
     """
 
     def __init__(
         self,
-        network: EACNet,
+        network: DensityNetwork,
         config: TrainingConfig,
         n_validation: int,
         fingerprints: Sequence[str] = (),
+        examples: Sequence[tuple[AtomGraph, Tensor]] = (),
     ) -> None:
         super().__init__()
         self.network = network
         self.training_config = config
         self._fingerprints = list(fingerprints)
+        self._examples = examples
         self._n_sums = 4 if network.config.spin else 2
         self.train_sums = torch.zeros(2 + self._n_sums, dtype=torch.float64)
         """Steps, Σ loss and :func:`absolute_sums` since the last row of the log."""
@@ -66,8 +75,36 @@ class TrainingModule(pl.LightningModule):
         network.load_state_dict(self.network.state_dict())
         network.train(self.network.training)
         return TrainingModule(
-            network, self.training_config, len(self.validation_sums), self._fingerprints
+            network,
+            self.training_config,
+            len(self.validation_sums),
+            self._fingerprints,
+            self._examples,
         )
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Now and then, fit the readouts of on-site data to the descriptors of the moment."""
+        if self.global_step % REGRESS_EVERY == 0:
+            self.fit_readouts(self.network)
+
+    @torch.no_grad()
+    def fit_readouts(self, network: DensityNetwork) -> None:
+        """Ridge regression of the on-site data on the descriptors of a network."""
+        if network.onsite is None:
+            return
+
+        def examples() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+            for graph, onsite in self._examples:
+                here = graph.to(network.device)
+                total, difference = onsite.to(network.device)
+                descriptors = network.spin_descriptors(here)
+                parts = [total]
+                if len(descriptors) == 2:
+                    parts = [(total + difference) / 2, (total - difference) / 2]
+                for one, part in zip(descriptors, parts, strict=True):
+                    yield one, here.numbers, part
+
+        network.onsite.regress(examples())
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
@@ -83,7 +120,8 @@ class TrainingModule(pl.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Forget the last validation."""
+        """Forget the last validation; the network is the averaged one now."""
+        self.fit_readouts(self.network)
         self.onsite_sums = torch.zeros_like(self.onsite_sums, device=self.device)
         self.validation_sums = torch.zeros_like(self.validation_sums, device=self.device)
 

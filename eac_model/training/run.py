@@ -17,14 +17,20 @@ import torch
 from ase.data import chemical_symbols
 from lightning.pytorch.utilities import rank_zero_only
 
-from eac_model.checkpoint import ModelCard, load_model, save_model
+from eac_model.checkpoint import ModelCard, ModelHeader, load_model, read_header, save_model
 from eac_model.errors import ConfigurationError
 from eac_model.files import write_bytes
-from eac_model.network import EACNet, NetworkConfig, build
+from eac_model.network import DensityNetwork, build, network_config, with_onsite
 from eac_model.registry import find_model
 from eac_model.training.callbacks import ErrorBar, ExponentialAverage, Recorder
-from eac_model.training.config import TrainingConfig
-from eac_model.training.data import DensityData, Source, load_sources, superposition_samples
+from eac_model.training.config import TrainingConfig, network_section
+from eac_model.training.data import (
+    DensityData,
+    Source,
+    load_sources,
+    onsite_examples,
+    superposition_samples,
+)
 from eac_model.training.files import AtomicCheckpointIO, RunFiles, load_state
 from eac_model.training.module import TrainingModule
 from eac_model.training.provenance import join_provenance
@@ -94,12 +100,12 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
             state = load_state(files.last)
     train_sources, validation_sources = load_sources(config)
     card = _card(config, train_sources)
-    network, config = _network(config, train_sources, validation_sources)
+    network, config, origin = _network(config, train_sources, validation_sources)
     prints = [_fingerprint(train_sources), _fingerprint(validation_sources)]
     if state is not None:
         _check_same_run(config, prints, state)
-    elif config.initialize_from is None:
-        _fit_tables(network, config, train_sources)
+    else:
+        _fit_tables(network, config, train_sources, origin)
     if _is_first_process():
         files.directory.mkdir(parents=True, exist_ok=True)
         write_bytes(files.config, config.to_yaml().encode())
@@ -109,7 +115,7 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
         "points": sum(source.n_points for source in train_sources),
     }
 
-    def save(averaged: EACNet, summary: dict[str, Any]) -> None:
+    def save(averaged: DensityNetwork, summary: dict[str, Any]) -> None:
         save_model(averaged, ModelCard(**card, training={**facts, **summary}), files.model)
 
     if state is None or state["global_step"] < config.optimisation.steps:
@@ -117,27 +123,48 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
     return files.model
 
 
-def _fit_tables(network: EACNet, config: TrainingConfig, train: Sequence[Source]) -> None:
-    """What a network takes from the data before it is trained."""
-    if network.superposition is not None:
+def _fit_tables(
+    network: DensityNetwork,
+    config: TrainingConfig,
+    train: Sequence[Source],
+    origin: ModelHeader | None,
+) -> None:
+    """What a network takes from the data before it is trained.
+
+    A fine-tuned one keeps what its model file says, unless that is of another code, functional,
+    kind of density or layout.
+    """
+    ours = join_provenance(train, config.card.provenance)
+    theirs = None if origin is None else origin.card.provenance
+    same = theirs is not None and (theirs.code, theirs.functional, theirs.density_kind) == (
+        ours.code,
+        ours.functional,
+        ours.density_kind,
+    )
+    if network.superposition is not None and not same:
         error = network.fit_superposition(superposition_samples(train, config.data, config.seed))
         log.info("superposed free atoms: ε_mae %.2f %%", error)
     if network.onsite is not None:
-        nowhere = np.empty(0, dtype=np.int64)
-        network.onsite.fit(source.select(nowhere) for source in train)
+        layout = None if origin is None else origin.config.onsite
+        if not same or layout != network.config.onsite:
+            nowhere = np.empty(0, dtype=np.int64)
+            network.onsite.fit(source.select(nowhere) for source in train)
+    if origin is None:
+        network.fit_scales(superposition_samples(train, config.data, config.seed))
 
 
 def _fit(
     config: TrainingConfig,
     files: RunFiles,
-    network: EACNet,
+    network: DensityNetwork,
     train_sources: Sequence[Source],
     validation_sources: Sequence[Source],
     prints: list[str],
     state: dict[str, Any] | None,
     save: Any,
 ) -> None:
-    module = TrainingModule(network, config, len(validation_sources), prints)
+    examples = onsite_examples(config, train_sources)
+    module = TrainingModule(network, config, len(validation_sources), prints, examples)
     decay = config.optimisation.ema_decay
     average = None if decay is None else ExponentialAverage(decay)
     recorder = Recorder(config, files, average, save, validate=bool(validation_sources))
@@ -182,28 +209,33 @@ def _fit(
 
 def _network(
     config: TrainingConfig, train: Sequence[Source], validation: Sequence[Source]
-) -> tuple[EACNet, TrainingConfig]:
-    """The network to start from, and the configuration with its network written out."""
+) -> tuple[DensityNetwork, TrainingConfig, ModelHeader | None]:
+    """The network to start from, the configuration that has it, the header of its model file."""
     dtype = torch.float64 if config.precision == "64" else torch.float32
     present = sorted({int(z) for s in [*train, *validation] for z in s.atoms.numbers})
+    header = None
     if config.initialize_from is None:
         elements = config.network.elements or tuple(present)
         _check_elements(present, elements, "network.elements")
-        shape = NetworkConfig(**{**config.network.model_dump(), "elements": elements})
+        shape = network_config({**config.network.model_dump(), "elements": elements})
         network = build(shape, dtype)
     else:
-        network, _ = load_model(find_model(config.initialize_from), dtype=dtype)
+        path = find_model(config.initialize_from)
+        header = read_header(path)
+        network, _ = load_model(path, dtype=dtype)
         found = network.config.model_dump()
-        for key in sorted(config.network.model_fields_set):
+        for key in sorted(config.network.model_fields_set - {"onsite"}):
             wanted = config.network.model_dump()[key]
-            if wanted != found[key] and not (key == "elements" and not wanted):
+            if wanted != found.get(key) and not (key == "elements" and not wanted):
                 raise ConfigurationError(
                     f"network.{key}: {wanted!r} was asked for, but the model that the run starts "
-                    f"from ({config.initialize_from}) has {found[key]!r}. Leave the key out."
+                    f"from ({config.initialize_from}) has {found.get(key)!r}. Leave the key out."
                 )
         _check_elements(present, network.config.elements, "initialize_from")
-    section = type(config.network)(**network.config.model_dump())
-    return network.train(), config.model_copy(update={"network": section})
+        if "onsite" in config.network.model_fields_set:
+            network = with_onsite(network, config.network.onsite)
+    section = network_section.validate_python(network.config.model_dump())
+    return network.train(), config.model_copy(update={"network": section}), header
 
 
 def _check_elements(present: Sequence[int], known: Sequence[int], key: str) -> None:
@@ -245,7 +277,9 @@ def _fingerprint(sources: Sequence[Source]) -> str:
 
 
 def _check_same_run(config: TrainingConfig, prints: list[str], state: dict[str, Any]) -> None:
-    before = _flat(state["training_config"])
+    # Keys younger than the run have their defaults, with which it was started in effect.
+    started = TrainingConfig.from_mapping(state["training_config"])
+    before = _flat(started.model_dump(mode="json"))
     now = _flat(config.model_dump(mode="json"))
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)

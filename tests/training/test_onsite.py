@@ -10,7 +10,9 @@ from safetensors import safe_open
 from eac_model.checkpoint import load_model
 from eac_model.data.sample import DensitySample
 from eac_model.errors import ConfigurationError
-from eac_model.network import EACNet, NetworkConfig
+from eac_model.neighbors import atom_graph
+from eac_model.network import EACNet, NetworkConfig, build
+from eac_model.network import with_onsite as with_layout
 from eac_model.onsite import OnsiteLayout
 from eac_model.training import train
 from eac_model.training.data import Batch, concatenate, onsite_rows
@@ -97,8 +99,6 @@ def test_spin_models_are_compared_in_the_sum_and_the_difference():
     network.onsite.fit([with_onsite(seed, spin=True) for seed in range(6)])
     sample = with_onsite(0, spin=True)
     sample.atoms.set_initial_magnetic_moments([1.0, 0.0, 0.0])
-    from eac_model.neighbors import atom_graph
-
     graph = atom_graph(sample.atoms, 2.0, torch.float64)
     descriptors = network.spin_descriptors(graph)
     up, down = network.onsite_data(descriptors, graph.numbers)
@@ -109,6 +109,76 @@ def test_spin_models_are_compared_in_the_sum_and_the_difference():
     errors = onsite_errors(network, descriptors, batch)
     assert errors[0].nan_to_num(0).max() < 1e-5
     assert errors[1].nan_to_num(0).max() > 0.1
+
+
+def test_readouts_are_the_least_squares_fit_to_the_descriptors():
+    torch.manual_seed(0)
+    shape = {"elements": (1, 8), "l_max": 2, "channels": 4, "interactions": 1, "onsite": LAYOUT}
+    network, truth = (build(NetworkConfig(**shape), torch.float64) for _ in range(2))
+    graph = atom_graph(with_onsite(0).atoms, 2.0, torch.float64)
+    examples = []
+    for _ in range(40):
+        descriptors = torch.randn(len(graph.numbers), 9, 4, dtype=torch.float64)
+        data = truth.onsite(descriptors, graph.numbers)
+        examples.append((descriptors, graph.numbers, data + 0.3))
+    network.onsite.regress(examples)
+    for descriptors, numbers, data in examples[:3]:
+        found = network.onsite(descriptors, numbers)
+        # Only blocks of L = 0 have a constant; the others are 0.3 off in each of their components.
+        torch.testing.assert_close(found[1:, 0], data[1:, 0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(found[0, [0, 4]], data[0, [0, 4]], atol=1e-5, rtol=0)
+
+
+def test_noise_is_not_fitted():
+    torch.manual_seed(0)
+    shape = {"elements": (1,), "l_max": 2, "channels": 16, "interactions": 1}
+    layout = OnsiteLayout(code="VASP", channels={"H": (0,)})
+    network = build(NetworkConfig(**shape, onsite=layout), torch.float64)
+
+    def draw(atoms):
+        return torch.randn(atoms, 9, 16, dtype=torch.float64), torch.ones(atoms, dtype=torch.int64)
+
+    network.onsite.regress((*draw(6), torch.randn(6, 1, dtype=torch.float64)) for _ in range(10))
+    assert network.onsite(*draw(500)).std() < 0.3
+
+
+def test_one_structure_is_enough_for_readouts():
+    torch.manual_seed(0)
+    network = build(
+        NetworkConfig(elements=(1, 8), l_max=2, channels=4, onsite=LAYOUT), torch.float64
+    )
+    descriptors = torch.randn(3, 9, 4, dtype=torch.float64)
+    numbers = torch.tensor([8, 1, 1])
+    data = torch.as_tensor(onsite_rows(LAYOUT, with_onsite(0))[0])
+    network.onsite.regress([(descriptors, numbers, data)])
+    found = network.onsite(descriptors, numbers)
+    assert torch.isfinite(found).all()
+    assert (found - data.nan_to_num(0)).abs().max() < data.nan_to_num(0).abs().max()
+
+
+def test_a_network_may_change_its_layout_and_keeps_everything_else():
+    network = build(
+        NetworkConfig(elements=(1, 8), l_max=2, channels=4, onsite=LAYOUT), torch.float32
+    )
+    other = OnsiteLayout(code="GPAW", channels={"H": (0, 0), "O": (0, 1)})
+    changed = with_layout(network, other)
+    assert changed.config.onsite == other
+    weights = changed.state_dict()
+    for name, value in network.state_dict().items():
+        if not name.startswith("onsite."):
+            assert torch.equal(weights[name], value), name
+    assert with_layout(changed, None).onsite is None
+    assert with_layout(network, LAYOUT) is network
+
+
+def test_fine_tuning_may_learn_another_layout(tmp_path, frames):
+    first = train(config(frames, network=ONSITE, optimisation={"steps": 2}), tmp_path / "first")
+    other = {"code": "VASP", "channels": {"H": [0], "O": [0, 1]}, "datasets": {"H": "PAW H"}}
+    run = config(
+        frames, initialize_from=str(first), network={"onsite": other}, optimisation={"steps": 2}
+    )
+    network, _ = load_model(train(run, tmp_path / "second"))
+    assert network.config.onsite.datasets == {"H": "PAW H"}
 
 
 def test_structures_without_onsite_data_do_not_disturb_the_others(tmp_path):
@@ -144,7 +214,9 @@ def test_the_errors_of_onsite_data_fall_and_are_logged(tmp_path):
     )
     found = [float(r["validation_onsite_percent"]) for r in rows(tmp_path / "run")
              if r["validation_onsite_percent"]]  # fmt: skip
-    assert found[-1] < 0.7 * found[0]
+    # The first ones are good already: least squares on untrained descriptors.
+    assert found[0] < 90
+    assert found[-1] < 0.9 * found[0]
     with safe_open(model, "pt") as file:
         blocks = json.loads(file.metadata()["card"])["training"]["validation_onsite_blocks_percent"]
     # O s1s1 and O p1p1 L=2 never vary in these data: nothing is to be learned there.

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -297,6 +298,25 @@ def test_fine_tuning_runs_in_the_precision_asked_for(tmp_path, frames, finished)
     )
     tuned, _ = load_model(train(run, tmp_path / "run"))
     assert tuned.dtype == torch.float32
+
+
+def test_fine_tuning_on_another_code_fits_its_free_atoms(tmp_path, frames, finished):
+    network, card = load_model(finished / "model.safetensors")
+    network = EACNet(network.config.model_copy(update={"superposition": True}))
+    changes = {"optimisation": {"steps": 1, "learning_rate": 1e-12, "warmup_steps": 0, "decay": []}}
+    tables = []
+    for code in ("GPAW", card.provenance.code):
+        origin = replace(card.provenance, code=code)
+        save_model(network, replace(card, provenance=origin), tmp_path / f"{code}.safetensors")
+        run = config(
+            frames,
+            initialize_from=str(tmp_path / f"{code}.safetensors"),
+            network={"superposition": True},
+            **changes,
+        )
+        tables.append(load_model(train(run, tmp_path / code))[0].superposition.table)
+    assert tables[0].abs().max() > 0
+    assert torch.equal(tables[1], network.superposition.table)
 
 
 def test_fine_tuning_another_network_is_refused(tmp_path, frames, finished):
