@@ -7,10 +7,15 @@ Results go into benchmarks/results/engine.json and are drawn beside it. Networks
 weights: speed does not depend on them. All ratios are formed within one run, of the best of
 several repetitions.
 
-speed     Points a second of the value-weight and the linear decoder, and of the e3nn form of the
-          same value-weight network, on two structures: 48 atoms of water (the 140³ grid VASP takes
-          at 680 eV) and 64 atoms of silicon (100³, Fig. 3 of arXiv 2508.04052). Cubic pieces of
-          the grids are evaluated; cutoff 6 Å, two edge updates, weight S, as in the paper.
+speed     Points a second of the value-weight and the linear decoder (with and without numba), and
+          of the e3nn form of the same value-weight network, on two structures: 48 atoms of water
+          (the 140³ grid VASP takes at 680 eV) and 64 atoms of silicon (100³, Fig. 3 of
+          arXiv 2508.04052). Cubic pieces of the grids are evaluated; cutoff 6 Å, two edge updates,
+          weight S, as in the paper.
+linear    The linear decoder alone, with and without numba.
+resampling  Error and time of grids that come from the Fourier series of coarser ones.
+activations  Memory a training step keeps, and the price of recomputing it.
+threads   Both decoders on one core and on all, by the clock on the wall.
 training  Seconds a training step (forward, backward) with the zonal and with the e3nn form.
 crystal   A whole ``get_density_grid`` of two-atom silicon against one iteration of GPAW.
 scaling   Time a point and peak memory from 48 to 100 000 atoms of water.
@@ -20,11 +25,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,8 +42,10 @@ from ase import Atoms
 from ase.build import bulk
 from ase.io import read
 from matplotlib.figure import Figure
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from eac_model.engine import encode, evaluate_grid
+from eac_model.engine import encode, evaluate_grid, fused
 from eac_model.engine.kernels import shell_kernels
 from eac_model.engine.shells import TERMS
 from eac_model.engine.value_weight import ShellValueWeight
@@ -49,6 +58,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "engine.json"
 POINT_CUTOFF = 6.0
 """Å, the paper's."""
+FINE_SPACING = 0.05
+"""Å, of the grids that are resampled."""
 TIMED_POINTS = 32
 """The piece of the grid that is evaluated has this many points along every axis."""
 
@@ -97,11 +108,135 @@ def measure_speed(options: argparse.Namespace) -> list[dict[str, Any]]:
                 ) * row["value_weight"]
                 row["fraction_of_gemm"] = row["useful_gflops"] / gemm
                 linear = paper_network(atoms, l_max, channels, decoder="linear")
-                row["linear"] = grid_rate(linear, atoms, shape, options.repeats)
-                row["value_weight_ratio"] = row["value_weight"] / row["e3nn"]
-                row["linear_ratio"] = row["linear"] / row["e3nn"]
+                with compiled_loop(False):
+                    row["linear_torch"] = grid_rate(linear, atoms, shape, options.repeats)
+                with compiled_loop(True):
+                    row["linear"] = grid_rate(linear, atoms, shape, options.repeats)
+                for form in ("value_weight", "linear", "linear_torch"):
+                    row[f"{form}_ratio"] = row[form] / row["e3nn"]
                 rows.append(row)
                 print(json.dumps(row), flush=True)
+    return rows
+
+
+def measure_linear(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The linear decoder with and without numba, at the paper's cutoff and at its own default."""
+    rows = []
+    for structure in options.structures:
+        atoms, shape = STRUCTURES[structure]()
+        for l_max in options.l_max:
+            for cutoff in (POINT_CUTOFF, 4.0):
+                network = paper_network(atoms, l_max, 20, decoder="linear", point_cutoff=cutoff)
+                row: dict[str, Any] = {
+                    "structure": structure,
+                    "l_max": l_max,
+                    "point_cutoff": cutoff,
+                    "threads": options.threads,
+                    "pairs_per_point": pairs_per_point(atoms, cutoff),
+                }
+                for name, wanted in [("torch", False), ("numba", True)]:
+                    with compiled_loop(wanted):
+                        row[name] = grid_rate(network, atoms, shape, options.repeats)
+                    row[f"{name}_nanoseconds_per_pair"] = 1e9 / (row[name] * row["pairs_per_point"])
+                row["ratio"] = row["numba"] / row["torch"]
+                rows.append(row)
+                print(json.dumps(row), flush=True)
+    return rows
+
+
+def measure_resampling(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Water by water-scan on a fine grid: directly, and from the Fourier series of coarser ones."""
+    from eac_ase import EACDensity
+
+    atoms, _ = water()
+    calculator = EACDensity("water-scan", device="cpu")
+    fine = calculator.get_grid_shape(atoms, spacing=FINE_SPACING)
+    began = time.process_time()
+    exact = calculator.get_density_grid(atoms, shape=fine).values.astype(float)
+    direct = time.process_time() - began
+    rows = []
+    for spacing in (0.2, 0.15, 0.1, 0.07):
+        began = time.process_time()
+        found = calculator.get_density_grid(atoms, shape=fine, resample_from=spacing).values
+        seconds = time.process_time() - began
+        difference = np.abs(found - exact)
+        rows.append(
+            {
+                "shape": list(fine),
+                "coarse_shape": list(calculator.get_grid_shape(atoms, spacing=spacing)),
+                "resample_from": spacing,
+                "seconds": seconds,
+                "seconds_direct": direct,
+                "error_mae_percent": 100 * float(difference.sum() / np.abs(exact).sum()),
+                "largest_error_of_largest_density": float(difference.max() / exact.max()),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def measure_activations(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a training step keeps for its backward pass, and what recomputing it would cost."""
+    atoms, _ = water()
+    points = np.random.default_rng(0).random((300, 3)) @ np.asarray(atoms.cell)
+    rows = []
+    for decoder, cutoff in [("value-weight", POINT_CUTOFF), ("linear", 4.0)]:
+        network = paper_network(atoms, 3, 20, decoder=decoder, point_cutoff=cutoff).train()
+        graph = atom_graph(atoms, network.config.atom_cutoff)
+        pairs = point_pairs(atoms, points, cutoff)
+
+        def density(network: EACNet = network, pairs: PointPairs = pairs) -> Tensor:
+            descriptors = network.spin_descriptors(graph)  # noqa: B023
+            return network.density(descriptors, graph.numbers, pairs)  # noqa: B023
+
+        def checkpointed(network: EACNet = network, pairs: PointPairs = pairs) -> Tensor:
+            descriptors = network.spin_descriptors(graph)  # noqa: B023
+            found: Tensor = checkpoint(
+                lambda d: network.density(d, graph.numbers, pairs),  # noqa: B023
+                descriptors,
+                use_reentrant=False,
+            )
+            return found
+
+        row: dict[str, Any] = {"decoder": decoder, "points": 300, "l_max": 3, "channels": 20}
+        for name, forward in [("kept", density), ("recomputed", checkpointed)]:
+            kept: dict[int, int] = {}
+
+            def pack(tensor: Tensor, kept: dict[int, int] = kept) -> Tensor:
+                storage = tensor.untyped_storage()
+                kept[storage.data_ptr()] = storage.nbytes()
+                return tensor
+
+            with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+                forward()
+            row[f"{name}_mib"] = sum(kept.values()) / 2**20
+            row[f"{name}_seconds"] = shortest(
+                lambda forward=forward: forward().square().mean().backward(), 2
+            )
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def measure_threads(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Points a second by the clock on the wall, on one core and on all, of water at L = 3."""
+    atoms, shape = water()
+    rows = []
+    for decoder, cutoff in [("value-weight", POINT_CUTOFF), ("linear", POINT_CUTOFF)]:
+        network = paper_network(atoms, 3, 20, decoder=decoder, point_cutoff=cutoff)
+        encoded = encode(network, atoms)
+        n = TIMED_POINTS if decoder == "value-weight" else 2 * TIMED_POINTS
+        piece = np.asarray(atoms.cell) * (n / np.array(shape))[:, None]
+        for threads in sorted({1, os.cpu_count() or 1}):
+            torch.set_num_threads(threads)
+            rate = n**3 / shortest(
+                lambda: evaluate_grid(network, encoded, (n,) * 3, cell=piece),  # noqa: B023
+                options.repeats,
+                time.perf_counter,
+            )
+            rows.append({"decoder": decoder, "threads": threads, "points_per_second": rate})
+            print(json.dumps(rows[-1]), flush=True)
+        torch.set_num_threads(options.threads)
     return rows
 
 
@@ -216,7 +351,7 @@ def measure_one_size(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 def multiply_adds(network: EACNet) -> int:
     """Multiply-adds a pair in the value × weight decoder's matrix products, padding left out."""
-    kernel = next(k for k in shell_kernels(network) if isinstance(k, ShellValueWeight))
+    kernel = next(k for k in shell_kernels(network).shells if isinstance(k, ShellValueWeight))
     outputs = kernel.first.species[0].shape[-1]
     total = (network.config.l_max + 1) ** 2 * TERMS * outputs
     for update in kernel.later:
@@ -270,8 +405,8 @@ def matrix_rate() -> float:
     return best
 
 
-def pairs_per_point(atoms: Atoms) -> float:
-    return len(atoms) / atoms.cell.volume * 4 / 3 * np.pi * POINT_CUTOFF**3
+def pairs_per_point(atoms: Atoms, cutoff: float = POINT_CUTOFF) -> float:
+    return len(atoms) / atoms.cell.volume * 4 / 3 * np.pi * cutoff**3
 
 
 def e3nn_rate(network: EACNet, atoms: Atoms, shape: tuple[int, int, int]) -> float:
@@ -299,15 +434,32 @@ def grid_rate(network: EACNet, atoms: Atoms, shape: tuple[int, int, int], repeat
     return n**3 / shortest(lambda: evaluate_grid(network, encoded, (n, n, n), cell=piece), repeats)
 
 
-def shortest(function: Callable[[], object], repeats: int) -> float:
-    """CPU seconds of the fastest of some calls: they count the same when others use the machine."""
+def shortest(
+    function: Callable[[], object],
+    repeats: int,
+    clock: Callable[[], float] = time.process_time,
+) -> float:
+    """Seconds of the fastest of some calls; CPU seconds, for others may use the machine, too."""
     function()
     times = []
     for _ in range(repeats):
-        begin = time.process_time()
+        begin = clock()
         function()
-        times.append(time.process_time() - begin)
+        times.append(clock() - begin)
     return min(times)
+
+
+@contextmanager
+def compiled_loop(wanted: bool) -> Iterator[None]:
+    """Evaluate linear decoders with or without numba."""
+    before = os.environ.get("EAC_COMPILED", "1")
+    os.environ["EAC_COMPILED"] = "1" if wanted else "0"
+    fused.compiled_loop.cache_clear()
+    if wanted and fused.compiled_loop() is None:
+        raise SystemExit("numba is not installed: pip install eac-density[fast]")
+    yield
+    os.environ["EAC_COMPILED"] = before
+    fused.compiled_loop.cache_clear()
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -320,18 +472,25 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         chosen.sort(key=lambda row: row["l_max"])
         degrees = [row["l_max"] for row in chosen]
         for key, label in LABELS.items():
-            axes.plot(degrees, [row[key] for row in chosen], "o-", label=label)
+            rates = [row.get(key, np.nan) for row in chosen]
+            axes.plot(degrees, rates, "o-", label=label)
         axes.set(title=f"{structure}, C = {channels}", xlabel="L", yscale="log", xticks=degrees)
     panels[0].set_ylabel("points / s")
     panels[0].legend(fontsize="small")
     figure.savefig(path, dpi=150)
 
 
-LABELS = {"linear": "linear", "value_weight": "value × weight", "e3nn": "value × weight, e3nn"}
+LABELS = {
+    "linear": "linear",
+    "linear_torch": "linear, without numba",
+    "value_weight": "value × weight",
+    "e3nn": "value × weight, e3nn",
+}
 
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     names = ("structure", "l_max", "channels", "threads", "atoms", "decoder", "shape", "symmetric")
+    names += ("point_cutoff", "resample_from")
     return all(a.get(name) == b.get(name) for name in names)
 
 
@@ -352,6 +511,10 @@ def _options() -> argparse.Namespace:
 
 MEASUREMENTS = {
     "speed": measure_speed,
+    "linear": measure_linear,
+    "resampling": measure_resampling,
+    "activations": measure_activations,
+    "threads": measure_threads,
     "training": measure_training,
     "crystal": measure_crystal,
     "scaling": measure_scaling,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from importlib.resources import files
 from pathlib import Path
 from time import perf_counter
@@ -31,6 +32,12 @@ if TYPE_CHECKING:
     from eac_ase.calculator import EACDensity
     from eac_ase.grid import DensityGrid, Shape
 
+DEFAULT_MEMORY = 4.0
+"""GiB."""
+
+BYTES_A_VALUE = 16
+"""What a value takes in memory from its evaluation to the file, copies included."""
+
 DEMO_STRUCTURE = "water48.xyz"
 
 
@@ -42,6 +49,8 @@ eac predict POSCAR -o CHGCAR
 eac predict water.xyz -o water.cube -o water.h5 --spacing 0.08 --plot water.png
 
 eac predict md.traj@-1 -o CHGCAR --shape 120 120 120 --json
+
+eac predict huge.cif -o rho.h5 --spacing 0.05 --memory 2
 
 eac predict Fe.cif --model my-iron.safetensors --spin Fe=2.2 -o CHGCAR"""
 )
@@ -78,6 +87,13 @@ def predict(
     normalize: Annotated[
         bool, typer.Option("--normalize", help="Scale to the exact number of electrons.")
     ] = False,
+    memory: Annotated[
+        float,
+        typer.Option(
+            help="GiB. Grids that need more are written piece by piece; started again after a "
+            "break, the command goes on where it was."
+        ),
+    ] = DEFAULT_MEMORY,
     device: DeviceOption = None,
     force: Annotated[bool, typer.Option("--force", "-f", help="Replace existing files.")] = False,
     as_json: JsonOption = False,
@@ -94,9 +110,56 @@ def predict(
     if spin is not None:
         if not calculator.network.config.spin:
             raise ConfigurationError(f"The model {model!r} knows no spin: leave --spin out.")
-        atoms.set_initial_magnetic_moments(_moments(spin, atoms))
-    report = _predict(calculator, atoms, structure, outputs, plot, shape, spacing, as_json)
+        atoms.set_initial_magnetic_moments(parse_moments(spin, atoms))
+    if not memory > 0:
+        raise typer.BadParameter(f"--memory is a number of GiB, not {memory}")
+    wanted = calculator.get_grid_shape(atoms, shape, spacing)
+    held = math.prod(wanted) * BYTES_A_VALUE * calculator.network.n_spin
+    if held > memory * 2**30:
+        _check_streamable(outputs, plot, held)
+        report = _stream(calculator, atoms, structure, outputs, wanted, memory, as_json)
+    else:
+        report = _predict(calculator, atoms, structure, outputs, plot, shape, spacing, as_json)
     _report(report, as_json)
+
+
+def _check_streamable(outputs: list[Path], plot: Path | None, held: int) -> None:
+    """Refuse what needs the whole grid at once."""
+    from eac_ase.formats import density_format
+
+    whole = [path for path in outputs if density_format(path) == "xsf"]
+    if whole or plot is not None:
+        raise GridError(
+            f"This grid takes {held / 2**30:.1f} GiB, more than --memory, and "
+            f"{whole[0] if whole else plot} cannot be written piece by piece: leave it out, raise "
+            "--memory, or take a larger --spacing."
+        )
+
+
+def _stream(
+    calculator: EACDensity,
+    atoms: Atoms,
+    name: str,
+    outputs: list[Path],
+    shape: Shape,
+    memory: float,
+    quiet: bool,
+) -> dict[str, Any]:
+    """Evaluate and write piece by piece, and say what was done."""
+    began = perf_counter()
+    # A quarter for values: evaluation needs room, too.
+    done = calculator.write_density(
+        outputs,
+        atoms,
+        shape=shape,
+        memory=int(memory * 2**28),
+        progress=False if quiet else None,
+    )
+    seconds = perf_counter() - began
+    report = _facts(calculator, atoms, name, shape) | {"electrons": done.electrons}
+    if done.magnetic_moment is not None:
+        report["magnetic_moment"] = done.magnetic_moment
+    return report | _outcome(math.prod(shape), seconds, outputs)
 
 
 def _predict(
@@ -123,22 +186,29 @@ def _predict(
     if plot is not None:
         with status("drawing", quiet):
             save_plane(grid, plot)
-    report: dict[str, Any] = {
+    report = _facts(calculator, atoms, name, grid.shape) | {"electrons": grid.integrate()}
+    if grid.spin is not None:
+        report["magnetic_moment"] = grid.integrate_spin()
+    return report | _outcome(grid.values.size, seconds, [*outputs, *([plot] if plot else [])])
+
+
+def _facts(calculator: EACDensity, atoms: Atoms, name: str, shape: Shape) -> dict[str, Any]:
+    return {
         "structure": name,
         "formula": atoms.get_chemical_formula(),
         "atoms": len(atoms),
         "model": calculator.card.name,
         "device": str(calculator.network.device),
-        "shape": list(grid.shape),
-        "density_kind": grid.kind,
-        "electrons": grid.integrate(),
+        "shape": list(shape),
+        "density_kind": calculator.card.provenance.density_kind,
     }
-    if grid.spin is not None:
-        report["magnetic_moment"] = grid.integrate_spin()
-    return report | {
+
+
+def _outcome(points: int, seconds: float, files: list[Path]) -> dict[str, Any]:
+    return {
         "seconds": seconds,
-        "points_per_second": grid.values.size / seconds,
-        "files": [str(path) for path in [*outputs, *([plot] if plot else [])]],
+        "points_per_second": points / seconds,
+        "files": [str(path) for path in files],
     }
 
 
@@ -193,7 +263,7 @@ def demo(
         )
 
 
-def _moments(text: str, atoms: Atoms) -> list[float]:
+def parse_moments(text: str, atoms: Atoms) -> list[float]:
     """Initial moments from the command line."""
     parts = [part.strip() for part in text.split(",")]
     try:

@@ -6,17 +6,20 @@ from eac_model.engine.inference import (
     evaluate_grid,
     evaluate_points,
     integrate_contributions,
+    integrate_density,
 )
 from eac_model.engine.onsite import evaluate_onsite, total_and_spin
-from eac_model.engine.streaming import stream_grid
+from eac_model.engine.streaming import Streamed, stream_grid
 
 __all__ = [
     "EncodedAtoms",
+    "Streamed",
     "encode",
     "evaluate_grid",
     "evaluate_onsite",
     "evaluate_points",
     "integrate_contributions",
+    "integrate_density",
     "stream_grid",
     "total_and_spin",
 ]

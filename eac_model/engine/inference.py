@@ -1,14 +1,15 @@
 """Densities of one structure at any points, in blocks of neighbouring points.
 
-Only the pairs of one block are ever known; no neighbour list of a whole grid exists. On CPUs in
-float32 they are evaluated on shells around the atoms (:mod:`eac_model.engine.value_weight`,
-:mod:`eac_model.engine.linear`), otherwise, and where they are few, by the network itself.
+Only the pairs of one block are ever known; no neighbour list of a whole grid exists. In float32
+they are evaluated on shells around the atoms (:mod:`eac_model.engine.value_weight`,
+:mod:`eac_model.engine.linear`), or, the linear decoder on CPUs, in one compiled loop
+(:mod:`eac_model.engine.fused`); otherwise, and where they are few, by the network itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,7 +19,10 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from eac_model.engine.descriptors import descriptors_in_blocks
+from eac_model.engine.devices import Devices, full_precision, replicas, share
+from eac_model.engine.fused import FusedLinear
 from eac_model.engine.kernels import Kernels, shell_kernels
+from eac_model.engine.memory import free_memory
 from eac_model.engine.symmetry import unique_points
 from eac_model.engine.tiles import TilePairs, sort_pairs, tile_pairs
 from eac_model.graph import AtomGraph, PointPairs
@@ -29,7 +33,7 @@ from eac_model.neighbors import (
     periodic_images,
     wrap_points,
 )
-from eac_model.network import EACNet
+from eac_model.network import DensityNetwork, EACNet
 
 Progress = Callable[[int], None]
 """Called after every block with the number of points it held."""
@@ -39,6 +43,9 @@ BLOCK_WIDTH = 12.0
 
 PAIRS_AN_ATOM = 100
 """Below this mean number of pairs an atom the network itself is faster than its tables."""
+
+BYTES_A_PAIR = 400
+"""What places, vectors, distances, keys and values of a pair take, copies in order included."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class EncodedAtoms:
     numbers: Tensor
     """(n,) int64 | atomic numbers."""
     descriptors: Tensor
-    """(1 or 2, n, (l_max+1)², channels) | of the given moments and, where a spin model meets
-    moments that are not zero, of the flipped ones."""
+    """(1 or 2, n, …) | of the given moments and, where a spin model meets moments that are not
+    zero, of the flipped ones. Of EAC-Net: (1 or 2, n, (l_max+1)², channels)."""
     image_atoms: NDArray[np.int64]
     """(images,) | the atom of every periodic image in reach of the cell."""
     image_positions: NDArray[np.float64]
@@ -59,8 +66,23 @@ class EncodedAtoms:
     image_tree: cKDTree
     """Finds the images near a place."""
 
+    def neighbors_in_reach(self, cutoff: float) -> float:
+        """Images within the cutoff (Å) of an atom: the largest number among some atoms."""
+        step = -(-len(self.atoms) // 64)
+        wrapped = wrap_points(self.atoms.positions[::step], self.atoms)
+        counts = self.image_tree.query_ball_point(wrapped, cutoff, return_length=True)
+        return float(np.max(counts))
 
-def encode(network: EACNet, atoms: Atoms) -> EncodedAtoms:
+    def to(self, device: torch.device) -> EncodedAtoms:
+        """The same on another device."""
+        if self.descriptors.device == device:
+            return self
+        return replace(
+            self, numbers=self.numbers.to(device), descriptors=self.descriptors.to(device)
+        )
+
+
+def encode(network: DensityNetwork, atoms: Atoms) -> EncodedAtoms:
     """Compute the descriptors of a structure once, for any number of evaluations.
 
     Raises
@@ -71,18 +93,23 @@ def encode(network: EACNet, atoms: Atoms) -> EncodedAtoms:
     config = network.config
     check_structure(atoms, config.elements)
     graph = atom_graph(atoms, config.atom_cutoff, network.dtype, network.device)
-    # Without moments both spin channels are the same.
-    polarized = config.spin and bool(graph.magmoms.any())
-    spins = [graph, graph.flipped()] if polarized else [graph]
     with torch.no_grad():
-        descriptors = descriptors_in_blocks(network, AtomGraph.concatenate(spins))
+        if isinstance(network, EACNet):
+            # Without moments both spin channels are the same.
+            by_moments = config.spin and network.config.spin_from == "moments"
+            polarized = by_moments and bool(graph.magmoms.any())
+            spins = [graph, graph.flipped()] if polarized else [graph]
+            found = descriptors_in_blocks(network, AtomGraph.concatenate(spins))
+            descriptors = found.unflatten(0, (len(spins), len(atoms)))
+        else:
+            descriptors = network.spin_descriptors(graph)
     image_atoms, image_positions = periodic_images(atoms, config.point_cutoff)
     copy = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     copy.set_initial_magnetic_moments(atoms.get_initial_magnetic_moments())
     return EncodedAtoms(
         atoms=copy,
         numbers=graph.numbers,
-        descriptors=descriptors.reshape(len(spins), len(atoms), *descriptors.shape[1:]),
+        descriptors=descriptors,
         image_atoms=image_atoms,
         image_positions=image_positions,
         image_tree=cKDTree(image_positions),
@@ -90,13 +117,14 @@ def encode(network: EACNet, atoms: Atoms) -> EncodedAtoms:
 
 
 def evaluate_points(
-    network: EACNet,
+    network: DensityNetwork,
     encoded: EncodedAtoms,
     points: NDArray,
     *,
     contributions: bool = False,
     of_atoms: NDArray[np.bool_] | None = None,
     block_size: int | None = None,
+    devices: Devices = (),
     progress: Progress | None = None,
 ) -> NDArray[np.floating]:
     """Density at any points.
@@ -111,6 +139,8 @@ def evaluate_points(
         (n_atoms,) mask: sum the contributions of these atoms only.
     block_size
         Points evaluated at once; None chooses. Halved and tried again when memory runs out.
+    devices
+        Devices that share the points; empty for the network's own alone.
 
     Returns
     -------
@@ -120,37 +150,34 @@ def evaluate_points(
     Raises
     ------
     ValueError
-        Points of another shape, or not finite.
+        Points of another shape, or not finite; or contributions of atoms are asked of a network
+        that has none.
     """
     points = np.asarray(points, dtype=float)
     if points.ndim != 2 or points.shape[1] != 3:
         raise ValueError(f"Points have the shape (p, 3), not {points.shape}.")
     if not np.isfinite(points).all():
         raise ValueError("Some points are not finite numbers.")
+    if (contributions or of_atoms is not None) and not isinstance(network, EACNet):
+        raise ValueError(f"The architecture {network.config.architecture} has no contributions.")
     wrapped = wrap_points(points, encoded.atoms)
+    wanted = _Wanted(contributions, of_atoms)
     shape = (network.n_spin, len(points), len(encoded.atoms))[: 3 if contributions else 2]
     result: NDArray[np.floating] = np.zeros(shape, dtype=_numpy_dtype(network))
-    n_atoms = len(encoded.atoms)
-    mask = None if of_atoms is None else torch.as_tensor(of_atoms, device=network.device)
-    kernels = shell_kernels(network)
-    size = block_size or _default_block(network)
-    for chosen, found in _all_contributions(network, encoded, wrapped, size, kernels):
-        for part in found:
-            kept = part if mask is None else part.of(mask)
-            if contributions:
-                flat = kept.values.new_zeros(network.n_spin, len(chosen) * n_atoms)
-                flat.index_add_(1, kept.point * n_atoms + kept.atom, kept.values)
-                result[:, chosen] += flat.unflatten(1, (-1, n_atoms)).cpu().numpy()
-            else:
-                total = kept.values.new_zeros(network.n_spin, len(chosen))
-                result[:, chosen] += total.index_add_(1, kept.point, kept.values).cpu().numpy()
-        if progress is not None:
-            progress(len(chosen))
+    workers = _workers(network, encoded, devices)
+    size = block_size or _default_block(workers)
+
+    def evaluate(worker: _Worker, chosen: NDArray[np.int64]) -> int:
+        for some, sums in _sums_in_memory(worker, wrapped[chosen], wanted):
+            result[:, chosen[some]] = sums.density
+        return len(chosen)
+
+    share(_blocks_of_points(wrapped, size), workers, evaluate, progress)
     return result
 
 
 def evaluate_grid(
-    network: EACNet,
+    network: DensityNetwork,
     encoded: EncodedAtoms,
     shape: tuple[int, int, int],
     *,
@@ -159,6 +186,7 @@ def evaluate_grid(
     of_atoms: NDArray[np.bool_] | None = None,
     symmetry: bool = True,
     block_size: int | None = None,
+    devices: Devices = (),
     progress: Progress | None = None,
 ) -> NDArray[np.floating]:
     """Density on a regular grid.
@@ -171,7 +199,7 @@ def evaluate_grid(
         (3, 3) vectors the grid spans, Å; the structure's cell if None.
     origin
         (3,) position of the first point, Å; 0 if None.
-    of_atoms
+    of_atoms, devices
         As in :func:`evaluate_points`.
     symmetry
         Of points of a crystal's cell that its symmetry makes equivalent, evaluate one and copy it:
@@ -187,17 +215,26 @@ def evaluate_grid(
         unique = unique_points(encoded.atoms, shape)
         if unique is not None:
             points = (unique.indices / np.array(shape)) @ np.asarray(encoded.atoms.cell)
-            found = evaluate_points(network, encoded, points, block_size=block_size)
+            found = evaluate_points(
+                network, encoded, points, block_size=block_size, devices=devices
+            )
             if progress is not None:
                 progress(unique.which.size)
             return found[:, unique.which]
     result: NDArray[np.floating] = np.zeros((network.n_spin, *shape), dtype=_numpy_dtype(network))
-    size = block_size or _default_block(network)
-    for window, points in _blocks_of_grid(encoded, shape, cell, origin, size):
-        values = evaluate_points(network, encoded, points, of_atoms=of_atoms, block_size=size)
+    wanted = _Wanted(of_atoms=of_atoms)
+    workers = _workers(network, encoded, devices)
+    size = block_size or _default_block(workers)
+
+    def evaluate(worker: _Worker, block: _Window) -> int:
+        window, points = block
+        values = np.empty((network.n_spin, len(points)), dtype=result.dtype)
+        for some, sums in _sums_in_blocks(worker, points, wanted, size):
+            values[:, some] = sums.density
         result[:, *window] = values.reshape(network.n_spin, *result[0][window].shape)
-        if progress is not None:
-            progress(len(points))
+        return len(points)
+
+    share(_blocks_of_grid(encoded, shape, cell, origin, size), workers, evaluate, progress)
     return result
 
 
@@ -209,13 +246,14 @@ def integrate_contributions(
     cell: NDArray | None = None,
     origin: NDArray | None = None,
     block_size: int | None = None,
+    devices: Devices = (),
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Electrons and dipoles of the atomic contributions, summed on a regular grid.
 
     Parameters
     ----------
-    shape, cell, origin
+    shape, cell, origin, devices
         The grid, as in :func:`evaluate_grid`.
 
     Returns
@@ -225,25 +263,100 @@ def integrate_contributions(
     dipoles
         (n_spin, n_atoms, 3) ∫ρ_i (r − R_i) dr, e·Å (electrons counted positive).
     """
-    n = len(encoded.atoms)
-    populations = torch.zeros(network.n_spin, n, dtype=torch.float64)
-    dipoles = torch.zeros(network.n_spin, n, 3, dtype=torch.float64)
     spanned = np.asarray(complete_cell(encoded.atoms) if cell is None else cell)
     voxel = abs(np.linalg.det(spanned)) / np.prod(shape)
-    kernels = shell_kernels(network)
-    size = block_size or _default_block(network)
-    for _, points in _blocks_of_grid(encoded, shape, cell, origin, size):
-        wrapped = wrap_points(points, encoded.atoms)
-        for _, found in _all_contributions(network, encoded, wrapped, size, kernels):
-            for part in found:
-                atom = part.atom.cpu()
-                for spin, value in enumerate(part.values.double().cpu()):
-                    populations[spin].index_add_(0, atom, value)
-                    moments = (value * part.vectors.double().cpu()).T
-                    dipoles[spin].index_add_(0, atom, moments)
-        if progress is not None:
-            progress(len(points))
-    return populations.numpy() * voxel, dipoles.numpy() * voxel
+    wanted = _Wanted(integrals=True)
+    workers = _workers(network, encoded, devices)
+    size = block_size or _default_block(workers)
+    totals = [np.zeros((network.n_spin, len(encoded.atoms), 4)) for _ in workers]
+
+    def integrate(worker: _Worker, block: _Window) -> int:
+        for _, sums in _sums_in_blocks(worker, block[1], wanted, size):
+            totals[workers.index(worker)] += sums.integrals
+        return len(block[1])
+
+    share(_blocks_of_grid(encoded, shape, cell, origin, size), workers, integrate, progress)
+    total = np.sum(totals, axis=0) * voxel
+    return total[..., 0], total[..., 1:]
+
+
+def integrate_density(
+    network: DensityNetwork,
+    encoded: EncodedAtoms,
+    shape: tuple[int, int, int],
+    *,
+    cell: NDArray | None = None,
+    origin: NDArray | None = None,
+    block_size: int | None = None,
+    devices: Devices = (),
+    progress: Progress | None = None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Electrons and first moments of the density, summed on a regular grid.
+
+    Parameters
+    ----------
+    shape, cell, origin, devices
+        The grid, as in :func:`evaluate_grid`.
+
+    Returns
+    -------
+    electrons
+        (n_spin,) ∫ρ dr.
+    moments
+        (n_spin, 3) ∫ρ r dr, e·Å (electrons counted positive).
+    """
+    spanned = np.asarray(complete_cell(encoded.atoms) if cell is None else cell)
+    voxel = abs(np.linalg.det(spanned)) / np.prod(shape)
+    workers = _workers(network, encoded, devices)
+    size = block_size or _default_block(workers)
+    totals = [np.zeros((network.n_spin, 4)) for _ in workers]
+
+    def integrate(worker: _Worker, block: _Window) -> int:
+        points = block[1]
+        weights = np.concatenate([np.ones((len(points), 1)), points], axis=1)
+        for some, sums in _sums_in_blocks(worker, points, _Wanted(), size):
+            totals[workers.index(worker)] += sums.density.astype(np.float64) @ weights[some]
+        return len(points)
+
+    share(_blocks_of_grid(encoded, shape, cell, origin, size), workers, integrate, progress)
+    total = np.sum(totals, axis=0) * voxel
+    return total[..., 0], total[..., 1:]
+
+
+_Window = tuple[tuple[slice, slice, slice], NDArray[np.float64]]
+"""A piece of a grid, and the positions of its points, Å."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Worker:
+    """A network, on a device, and a structure: what evaluates blocks."""
+
+    network: DensityNetwork
+    encoded: EncodedAtoms
+    kernels: Kernels
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What is asked for of every block."""
+
+    contributions: bool = False
+    """Of every atom, instead of the sum."""
+    of_atoms: NDArray[np.bool_] | None = None
+    """(n,) | atoms whose contributions count; None for all."""
+    integrals: bool = False
+    """Integrals of contributions, too."""
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """Sums over the pairs of a block of points."""
+
+    density: NDArray[np.floating]
+    """(n_spin, p), or (n_spin, p, n_atoms)."""
+    integrals: NDArray[np.float64]
+    """(n_spin, n_atoms, 4) | Σ ρ_i and Σ ρ_i (r − R_i) over the points; (n_spin, 0, 4) if they
+    are not wanted."""
 
 
 @dataclass(frozen=True)
@@ -259,53 +372,147 @@ class _Contributions:
     values: Tensor
     """(n_spin, p) | e/Å³."""
 
-    def of(self, chosen: Tensor) -> _Contributions:
+    def of(self, chosen: NDArray[np.bool_]) -> _Contributions:
         """Those of some atoms; ``chosen`` is a mask."""
-        kept = chosen[self.atom]
+        kept = torch.as_tensor(chosen, device=self.atom.device)[self.atom]
         return _Contributions(
             self.atom[kept], self.point[kept], self.vectors[:, kept], self.values[:, kept]
         )
 
+    def add_to(self, sums: _Sums, wanted: _Wanted) -> None:
+        """Add what is wanted of them."""
+        n_spin, n_points = sums.density.shape[:2]
+        if wanted.contributions:
+            n_atoms = sums.density.shape[2]
+            flat = self.values.new_zeros(n_spin, n_points * n_atoms)
+            flat.index_add_(1, self.point * n_atoms + self.atom, self.values)
+            np.add(sums.density, flat.unflatten(1, (-1, n_atoms)).cpu().numpy(), out=sums.density)
+        else:
+            total = self.values.new_zeros(n_spin, n_points).index_add_(1, self.point, self.values)
+            np.add(sums.density, total.cpu().numpy(), out=sums.density)
+        if wanted.integrals:
+            weights = torch.cat([torch.ones_like(self.vectors[:1]), self.vectors]).double()
+            for spin, value in enumerate(self.values.double()):
+                of_atoms = weights.new_zeros(4, sums.integrals.shape[1])
+                of_atoms.index_add_(1, self.atom, weights * value)
+                sums.integrals[spin] += of_atoms.T.cpu().numpy()
 
-def _all_contributions(
-    network: EACNet, encoded: EncodedAtoms, points: NDArray, block_size: int, kernels: Kernels
-) -> Iterator[tuple[NDArray[np.int64], list[_Contributions]]]:
-    """Contributions at wrapped points, and which points they are, block by block."""
-    for block in _blocks_of_points(points, block_size):
-        pending = [block]
-        while pending:
-            chosen = pending.pop()
-            try:
-                yield chosen, _contributions(network, encoded, points[chosen], kernels)
-            except (MemoryError, RuntimeError) as error:
-                if len(chosen) == 1 or not _out_of_memory(error):
-                    raise
-                if network.device.type == "cuda":
-                    torch.cuda.empty_cache()
-                half = len(chosen) // 2
-                pending += [chosen[half:], chosen[:half]]
+
+def _workers(network: DensityNetwork, encoded: EncodedAtoms, devices: Devices) -> list[_Worker]:
+    return [
+        _Worker(
+            replica,
+            encoded.to(replica.device),
+            shell_kernels(replica) if isinstance(replica, EACNet) else Kernels(),
+        )
+        for replica in replicas(network, devices)
+    ]
 
 
-def _contributions(
-    network: EACNet, encoded: EncodedAtoms, points: NDArray, kernels: Kernels
-) -> list[_Contributions]:
-    """All contributions at neighbouring points, in one or two lists that add up."""
+def _sums_in_blocks(
+    worker: _Worker, points: NDArray, wanted: _Wanted, block_size: int
+) -> Iterator[tuple[NDArray[np.int64], _Sums]]:
+    """Sums at any points, and which points they are, block by block."""
+    wrapped = wrap_points(points, worker.encoded.atoms)
+    for chosen in _blocks_of_points(wrapped, block_size):
+        for some, sums in _sums_in_memory(worker, wrapped[chosen], wanted):
+            yield chosen[some], sums
+
+
+def _sums_in_memory(
+    worker: _Worker, points: NDArray, wanted: _Wanted
+) -> Iterator[tuple[NDArray[np.int64], _Sums]]:
+    """Sums at neighbouring wrapped points; fewer points at once where memory runs out."""
+    pending = [np.arange(len(points))]
+    while pending:
+        chosen = pending.pop()
+        try:
+            yield chosen, _sums(worker, points[chosen], wanted)
+        except (MemoryError, RuntimeError) as error:
+            if len(chosen) == 1 or not _out_of_memory(error):
+                raise
+            if worker.network.device.type == "cuda":
+                torch.cuda.empty_cache()
+            half = len(chosen) // 2
+            pending += [chosen[half:], chosen[:half]]
+
+
+def _sums(worker: _Worker, points: NDArray, wanted: _Wanted) -> _Sums:
+    """What is wanted at neighbouring points."""
+    network, encoded, kernels = worker.network, worker.encoded, worker.kernels
+    n_atoms = len(encoded.atoms)
+    shape = (network.n_spin, len(points), n_atoms)[: 3 if wanted.contributions else 2]
+    integrals = np.zeros((network.n_spin, n_atoms if wanted.integrals else 0, 4))
+    sums = _Sums(np.zeros(shape, _numpy_dtype(network)), integrals)
     cutoff = network.config.point_cutoff
     low, high = points.min(axis=0), points.max(axis=0)
     reach = float(np.linalg.norm(high - low)) / 2 + cutoff
     near = encoded.image_tree.query_ball_point((low + high) / 2, reach, return_sorted=True)
-    pairs = tile_pairs(points, encoded.image_positions[near], cutoff, network.dtype, network.device)
-    of_image = torch.as_tensor(encoded.image_atoms[near], device=network.device)
-    atom = of_image[pairs.image]
-    atoms = int((torch.bincount(atom) > 0).sum())
-    if not kernels or len(pairs) <= PAIRS_AN_ATOM * atoms:
-        return [_network_contributions(network, encoded, pairs, atom, len(points))]
-    elements = network.types.elements(encoded.numbers)
+    if kernels.shells or kernels.fused is None:
+        positions = encoded.image_positions[near]
+        pairs = tile_pairs(points, positions, cutoff, network.dtype, network.device)
+        atom = torch.as_tensor(encoded.image_atoms[near], device=network.device)[pairs.image]
+        if not isinstance(network, EACNet):
+            if wanted.contributions or wanted.integrals or wanted.of_atoms is not None:
+                raise ValueError(f"{type(network).__name__} has no contributions of atoms.")
+            np.add(sums.density, _density(worker, pairs, atom, len(points)), out=sums.density)
+            return sums
+        atoms = int((torch.bincount(atom) > 0).sum())
+        itself = not kernels or len(pairs) <= PAIRS_AN_ATOM * atoms
+        if itself:
+            parts = [_network_contributions(network, encoded, pairs, atom, len(points))]
+        else:
+            parts = _shell_contributions(worker, pairs, atom, len(points))
+        for part in parts:
+            (part if wanted.of_atoms is None else part.of(wanted.of_atoms)).add_to(sums, wanted)
+        if itself:
+            return sums
+    if kernels.fused is not None:
+        _add_fused(kernels.fused, worker, points, np.asarray(near, dtype=np.int64), wanted, sums)
+    return sums
+
+
+def _add_fused(
+    fused: FusedLinear,
+    worker: _Worker,
+    points: NDArray,
+    near: NDArray[np.int64],
+    wanted: _Wanted,
+    sums: _Sums,
+) -> None:
+    """Add what the linear decoder gives in one loop."""
+    network, encoded = worker.network, worker.encoded
+    assert isinstance(network, EACNet)
+    atoms = encoded.image_atoms[near]
+    if wanted.of_atoms is not None:
+        kept = wanted.of_atoms[atoms]
+        near, atoms = near[kept], atoms[kept]
+    found = fused.sums(
+        encoded.descriptors,
+        worker.network.element_index[encoded.numbers],
+        points,
+        encoded.image_positions[near],
+        atoms,
+        of_each=wanted.contributions,
+    )
+    density = found.density.transpose(0, 2, 1) if wanted.contributions else found.density[:, 0]
+    np.add(sums.density, density, out=sums.density)
+    if wanted.integrals:
+        sums.integrals[:, found.atoms] += found.integrals
+
+
+def _shell_contributions(
+    worker: _Worker, pairs: TilePairs, atom: Tensor, n_points: int
+) -> list[_Contributions]:
+    """Lists of contributions that add up, one a kernel."""
+    network, encoded = worker.network, worker.encoded
+    assert isinstance(network, EACNet)
+    elements = network.element_index[encoded.numbers]
     found = []
-    for kernel in kernels:
+    for kernel in worker.kernels.shells:
         ordered = sort_pairs(pairs, atom, kernel.shells, kernel.l_max, kernel.core_radius)
-        with torch.no_grad():
-            values = kernel.contributions(encoded.descriptors, elements, ordered, len(points))
+        with torch.no_grad(), full_precision():
+            values = kernel.contributions(encoded.descriptors, elements, ordered, n_points)
         values = values.expand(network.n_spin, -1)
         found.append(_Contributions(ordered.atom, ordered.point, ordered.vectors, values))
     return found
@@ -314,7 +521,43 @@ def _contributions(
 def _network_contributions(
     network: EACNet, encoded: EncodedAtoms, pairs: TilePairs, atom: Tensor, n_points: int
 ) -> _Contributions:
-    """The network itself on a list of pairs: few of them, float64, or a GPU."""
+    """The network itself on a list of pairs: few of them, or in float64."""
+    present, local, order = _local_pairs(pairs, atom, n_points)
+    with torch.no_grad(), full_precision():
+        found = [
+            network.contributions(descriptors[present], encoded.numbers[present], local)
+            for descriptors in encoded.descriptors
+        ]
+    # With an axis for the spins where they are outputs.
+    values = torch.cat(
+        [
+            part[..., local.mask].view(-1, len(order)) if len(order) else part.new_zeros(1, 0)
+            for part in found
+        ]
+    )
+    return _Contributions(
+        atom[order], pairs.point[order], pairs.vectors[:, order], values.expand(network.n_spin, -1)
+    )
+
+
+def _density(
+    worker: _Worker, pairs: TilePairs, atom: Tensor, n_points: int
+) -> NDArray[np.floating] | float:
+    """What a network without contributions predicts, (n_spin, p)."""
+    network, encoded = worker.network, worker.encoded
+    if not len(pairs):
+        return 0.0
+    present, local, _ = _local_pairs(pairs, atom, n_points)
+    with torch.no_grad(), full_precision():
+        found = network.density(encoded.descriptors[:, present], encoded.numbers[present], local)
+    values: NDArray[np.floating] = found.cpu().numpy()
+    return values
+
+
+def _local_pairs(
+    pairs: TilePairs, atom: Tensor, n_points: int
+) -> tuple[Tensor, PointPairs, Tensor]:
+    """Atoms that have pairs, their pairs in one row an atom, and the order of these."""
     present, rows = torch.unique(atom, return_inverse=True)
     order = torch.argsort(rows, stable=True)
     rows = rows[order]
@@ -335,13 +578,7 @@ def _network_contributions(
         point=point,
         n_points=n_points,
     )
-    with torch.no_grad():
-        values = [
-            network.contributions(descriptors[present], encoded.numbers[present], local)[mask]
-            for descriptors in encoded.descriptors
-        ]
-    values *= network.n_spin // len(values)
-    return _Contributions(present[rows], point[mask], vectors[mask].T, torch.stack(values))
+    return present, local, order
 
 
 def _blocks_of_points(points: NDArray, block_size: int) -> Iterator[NDArray[np.int64]]:
@@ -388,13 +625,27 @@ def _blocks_of_grid(
         yield (x, y, z), np.stack(fractions, axis=-1).reshape(-1, 3) @ vectors + start
 
 
-def _default_block(network: EACNet) -> int:
-    """Points a block, so that its pairs take some hundred MB at most."""
+def _default_block(workers: list[_Worker]) -> int:
+    """Points a block, so that what is known of its pairs fits into memory everywhere."""
+    return min(_block_of(worker) for worker in workers)
+
+
+def _block_of(worker: _Worker) -> int:
+    network, kernels = worker.network, worker.kernels
+    on_gpu = network.device.type == "cuda"
+    if not isinstance(network, EACNet):
+        return network.block_points * (16 if on_gpu else 1)
     decoder = network.value_weight
-    if shell_kernels(network):
-        # Softmaxes keep the features of all pairs at a block's points.
-        return 16384 if decoder is None or decoder.kind in ("I", "S") else 8192
-    return (2048 if decoder is None else 256) * (16 if network.device.type == "cuda" else 1)
+    if not kernels:
+        return (2048 if decoder is None else 256) * (16 if on_gpu else 1)
+    # Softmaxes keep the features of all pairs at a block's points.
+    softmax = decoder is not None and decoder.kind not in ("I", "S")
+    if not on_gpu:
+        return 8192 if softmax else 16384
+    room = free_memory(network.device) // 4
+    pairs = max(1.0, worker.encoded.neighbors_in_reach(network.config.point_cutoff))
+    features = network.config.bottleneck[-1] if softmax else 0
+    return int(np.clip(room / (pairs * (BYTES_A_PAIR + 4 * features)), 1024, 2**20))
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -403,5 +654,5 @@ def _out_of_memory(error: Exception) -> bool:
     return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
-def _numpy_dtype(network: EACNet) -> type[np.floating]:
+def _numpy_dtype(network: DensityNetwork) -> type[np.floating]:
     return np.float64 if network.dtype == torch.float64 else np.float32

@@ -2,29 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
 
+from eac_model.engine.fused import FusedLinear, compiled_loop
 from eac_model.engine.linear import ShellLinear
 from eac_model.engine.shells import ToleranceError
 from eac_model.engine.value_weight import ShellValueWeight
-from eac_model.network import EACNet
+from eac_model.network import DensityNetwork, EACNet
 
-Kernels = tuple[ShellLinear | ShellValueWeight, ...]
+
+@dataclass(frozen=True)
+class Kernels:
+    """What evaluates a network in place of itself; the density is the sum of theirs."""
+
+    fused: FusedLinear | None = None
+    """The linear decoder in a compiled loop."""
+    shells: tuple[ShellLinear | ShellValueWeight, ...] = ()
+    """Decoders on shells around the atoms."""
+
+    def __bool__(self) -> bool:
+        return self.fused is not None or bool(self.shells)
+
 
 _prepared: WeakKeyDictionary[EACNet, tuple[tuple[float, ...], Kernels]] = WeakKeyDictionary()
 
 
 def shell_kernels(network: EACNet) -> Kernels:
-    """What evaluates the network on shells: its contributions are the sum of theirs.
+    """What evaluates the network.
 
-    Empty where the network is to evaluate itself: in float64, which is there for references; on
-    GPUs, where shells were not measured; and if its radial functions cannot be tabulated.
+    Empty where the network is to evaluate itself: in float64, which is there for references, and
+    if its radial functions cannot be tabulated.
     """
-    if network.dtype != torch.float32 or network.device.type != "cpu":
-        return ()
-    state = fingerprint(network)
+    if network.dtype != torch.float32:
+        return Kernels()
+    state = (*fingerprint(network), float(compiled_loop() is not None))
     known = _prepared.get(network)
     if known is None or known[0] != state:
         known = (state, _prepare(network))
@@ -33,18 +47,22 @@ def shell_kernels(network: EACNet) -> Kernels:
 
 
 def _prepare(network: EACNet) -> Kernels:
-    kernels: list[ShellLinear | ShellValueWeight] = []
+    fused: FusedLinear | None = None
+    shells: list[ShellLinear | ShellValueWeight] = []
     try:
         if network.linear is not None or network.superposition is not None:
-            kernels.append(ShellLinear(network))
+            if network.device.type == "cpu" and compiled_loop() is not None:
+                fused = FusedLinear(network)
+            else:
+                shells.append(ShellLinear(network))
         if network.value_weight is not None:
-            kernels.append(ShellValueWeight(network))
+            shells.append(ShellValueWeight(network))
     except ToleranceError:
-        return ()
-    return tuple(kernels)
+        return Kernels()
+    return Kernels(fused, tuple(shells))
 
 
-def fingerprint(network: EACNet) -> tuple[float, ...]:
+def fingerprint(network: DensityNetwork) -> tuple[float, ...]:
     """Changes with the parameters, however they were changed."""
     tensors = [*network.parameters(), *network.buffers()]
     return tuple(torch.stack([t.detach().float().norm() for t in tensors if t.numel()]).tolist())

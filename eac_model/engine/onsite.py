@@ -10,13 +10,13 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from eac_model.engine.inference import EncodedAtoms
-from eac_model.network import EACNet
+from eac_model.network import DensityNetwork
 
 Rows = list[NDArray[np.floating]]
 """One array an atom."""
 
 
-def evaluate_onsite(network: EACNet, encoded: EncodedAtoms) -> list[Rows]:
+def evaluate_onsite(network: DensityNetwork, encoded: EncodedAtoms) -> list[Rows]:
     """On-site data by spin and atom, in the shapes of the layout.
 
     Returns

@@ -27,6 +27,9 @@ TERMS = 6
 TOLERANCE = 4e-7
 """Bound on the error of tabulated functions, relative to the largest value among them."""
 
+MOST_PIECES = 512
+"""Intervals of :class:`Pieces` at most."""
+
 NUMBERS_OF_SHELLS = (1, 2, 4, 8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 """What is tried, in this order."""
 
@@ -129,6 +132,68 @@ def fit_shells(
     )
 
 
+@dataclass(frozen=True)
+class Pieces:
+    """Polynomials on intervals of r, each as narrow as it has to be."""
+
+    edges: NDArray[np.float64]
+    """(n + 1,) | ends of the intervals, from 0 to the cutoff, Å."""
+    coefficients: Tensor
+    """(n, TERMS, functions) float64 | of powers of t = −1 … 1 in the interval."""
+
+
+def fit_pieces(function: Radial, edges: NDArray[np.float64], tolerance: float) -> Pieces:
+    """Halve intervals until polynomials of degree 5 meet a bound on all of them.
+
+    Parameters
+    ----------
+    function
+        (n,) → (n, functions).
+    edges
+        Ends of the intervals to begin with.
+    tolerance
+        Bound on the error, relative to the largest value of all functions.
+
+    Raises
+    ------
+    ToleranceError
+        More than :data:`MOST_PIECES` would be needed.
+    """
+    nodes = np.cos(np.pi * (np.arange(TERMS) + 0.5) / TERMS)
+    probes = np.cos(np.pi * np.arange(TERMS + 1) / TERMS) * (1 - 1e-9)
+    inverse = torch.as_tensor(np.linalg.inv(np.vander(nodes, increasing=True)))
+    powers = torch.as_tensor(np.vander(probes, TERMS, increasing=True))
+    pending = np.stack([edges[:-1], edges[1:]], axis=1)
+    starts: list[NDArray[np.float64]] = []
+    found: list[Tensor] = []
+    largest = 0.0
+    while len(pending):
+        center, half = pending.mean(axis=1), np.ptp(pending, axis=1) / 2
+        at = torch.as_tensor(center[:, None] + half[:, None] * np.concatenate([nodes, probes]))
+        values = function(at.flatten()).reshape(*at.shape, -1)
+        largest = max(largest, float(values.abs().max()))
+        coefficients = torch.einsum("jn,snf->sjf", inverse, values[:, :TERMS])
+        interpolated = torch.einsum("pj,sjf->spf", powers, coefficients)
+        error = (interpolated - values[:, TERMS:]).abs().amax(dim=(1, 2)).numpy()
+        good = error <= tolerance * largest
+        starts.append(pending[good, 0])
+        found.append(coefficients[torch.as_tensor(good)])
+        rough, middle = pending[~good], center[~good, None]
+        pending = np.concatenate(
+            [np.hstack([rough[:, :1], middle]), np.hstack([middle, rough[:, 1:]])]
+        )
+        if sum(map(len, starts)) + len(pending) > MOST_PIECES:
+            raise ToleranceError(
+                f"The radial functions of this network cannot be tabulated to {tolerance:g} on "
+                f"{MOST_PIECES} intervals."
+            )
+    begins = np.concatenate(starts)
+    order = np.argsort(begins)
+    return Pieces(
+        np.append(begins[order], edges[-1]), torch.cat(found)[torch.as_tensor(order.copy())]
+    )
+
+
 def chebyshev(x: Tensor) -> Tensor:
     """T_0 … T_5 at x in −1 … 1, (n,) → (:data:`TERMS`, n)."""
     result = x.new_empty(TERMS, len(x))
@@ -164,11 +229,11 @@ def solid_harmonics(vectors: Tensor, l_max: int) -> Tensor:
             cosine, sine = cosine * z - sine * x, cosine * x + sine * z
         # Σ_m Y_lm² = 2l + 1; sectoral polynomials first, then upwards in l.
         before: Tensor | float | None = None
-        last: Tensor | float = _sectoral(m)
+        last: Tensor | float = sectoral(m)
         for l in range(m, l_max + 1):
             polynomial = last
             if l > m:
-                a, b = _recursion(l, m)
+                a, b = recursion(l, m)
                 polynomial = (a * y) * last
                 if before is not None:
                     polynomial -= (b * square) * before
@@ -180,14 +245,15 @@ def solid_harmonics(vectors: Tensor, l_max: int) -> Tensor:
     return result
 
 
-def _sectoral(m: int) -> float:
+def sectoral(m: int) -> float:
+    """Y_mm of e3nn's normalisation, without its dependence on φ."""
     value = 1.0
     for k in range(1, m + 1):
         value *= np.sqrt((2 * k + 1) / (2 * k))
     return float(value * (np.sqrt(2) if m else 1.0))
 
 
-def _recursion(l: int, m: int) -> tuple[float, float]:
+def recursion(l: int, m: int) -> tuple[float, float]:
     """P_l = a y P_{l−1} − b r² P_{l−2} for normalised associated Legendre polynomials."""
     a = np.sqrt((4 * l * l - 1) / (l * l - m * m))
     b = np.sqrt((2 * l + 1) * ((l - 1) ** 2 - m * m) / ((2 * l - 3) * (l * l - m * m)))

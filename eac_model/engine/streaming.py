@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,12 +17,14 @@ from eac_model.data.chgcar import write_chgcar
 from eac_model.data.cube import write_cube
 from eac_model.data.sample import DensitySample, Provenance
 from eac_model.data.sample_file import write_arrays, write_identity
+from eac_model.engine.devices import Devices
 from eac_model.engine.inference import EncodedAtoms, Progress, evaluate_grid
 from eac_model.engine.kernels import fingerprint
 from eac_model.engine.onsite import Rows, evaluate_onsite, total_and_spin
 from eac_model.errors import GridError
+from eac_model.files import replacing
 from eac_model.neighbors import complete_cell
-from eac_model.network import EACNet
+from eac_model.network import DensityNetwork
 
 Onsite = tuple[Rows | None, Rows | None]
 """On-site data of all electrons and of the spin, where there are any."""
@@ -30,20 +34,33 @@ MEMORY = 2**28
 about half a GB beside it."""
 
 
+@dataclass(frozen=True)
+class Streamed:
+    """What a written grid holds."""
+
+    electrons: float
+    """∫ρ dr over the cell."""
+    magnetic_moment: float | None
+    """∫(ρ↑ − ρ↓) dr, μ_B, of spin models."""
+
+
 def stream_grid(
-    network: EACNet,
+    network: DensityNetwork,
     encoded: EncodedAtoms,
     shape: tuple[int, int, int],
-    path: str | Path,
+    path: str | Path | Sequence[str | Path],
     *,
     memory: int = MEMORY,
     provenance: Provenance | None = None,
+    factor: float = 1.0,
+    electrons: float | None = None,
+    devices: Devices = (),
     progress: Progress | None = None,
-) -> None:
+) -> Streamed:
     """Evaluate the density on a grid of the structure's cell and write it slab by slab.
 
-    What is done stands in ``PATH.partial.h5`` beside the target: the same call goes on from there
-    after a break, calls with another network, structure or shape begin afresh.
+    What is done stands in ``PATH.partial.h5`` beside the (first) target: the same call goes on from
+    there after a break, calls with another network, structure or shape begin afresh.
 
     Parameters
     ----------
@@ -53,41 +70,78 @@ def stream_grid(
         ``*.h5`` (a sample file, with spin density), ``*.cube`` (total density, e/Bohr³), anything
         else for a CHGCAR file, gzipped if the name ends in ``.gz``. Text files are written from
         the finished partial file; a scratch file as large as the values lies beside the target
-        meanwhile.
+        meanwhile. Several targets are written from one evaluation.
     memory
         Bytes of values held at once.
+    factor
+        Density and on-site data are multiplied by it.
+    electrons
+        Scale them so that the file holds this number of electrons, whatever the factor. A second
+        file as large as the values lies beside the target meanwhile.
+    devices
+        As in :func:`~eac_model.engine.inference.evaluate_grid`.
     progress
         Called with the number of points in each slab, those found done included.
+
+    Returns
+    -------
+    Streamed
+        What was written.
 
     Raises
     ------
     GridError
-        The structure has no cell of three vectors, or the shape is none.
+        The structure has no cell of three vectors, the shape is none, or there are no electrons
+        to scale.
     """
-    target = Path(path)
+    targets = [Path(path)] if isinstance(path, (str, Path)) else [Path(one) for one in path]
     if encoded.atoms.cell.rank < 3:
         raise GridError("Streaming evaluates the grid of a cell: give the structure three vectors.")
     if len(shape) != 3 or min(shape) < 1:
         raise GridError(f"A grid has three positive numbers of points, not {shape}.")
-    partial = target.with_name(target.name + ".partial.h5")
+    partial = targets[0].with_name(targets[0].name + ".partial.h5")
     layout = network.config.onsite
     onsite: Onsite = (None, None)
     if layout is not None:
         onsite = total_and_spin(evaluate_onsite(network, encoded))
-    with _open(partial, network, encoded, shape, provenance or Provenance(), onsite) as file:
-        _fill(file, network, encoded, shape, memory, progress)
-        if target.suffix != ".h5":
-            of_vasp = layout is not None and layout.code == "VASP"
-            _write_text(file, encoded, target, memory, onsite if of_vasp else (None, None))
-    if target.suffix == ".h5":
-        partial.replace(target)
+    provenance = provenance or Provenance()
+    files = [target for target in targets if target.suffix.lower() == ".h5"]
+    with _open(partial, network, encoded, shape, provenance, onsite) as file:
+        _fill(file, network, encoded, shape, memory, devices, progress)
+        found = _integral(file["density"], encoded, memory)
+        if electrons is not None:
+            if not found > 0:
+                raise GridError(
+                    f"The predicted density holds {found:.3g} electrons and cannot be normalised "
+                    f"to {electrons:g}: the model does not fit this structure."
+                )
+            factor = electrons / found
+        moment = _integral(file["spin_density"], encoded, memory) if network.n_spin == 2 else None
+        onsite = _scaled(onsite[0], factor), _scaled(onsite[1], factor)
+        for target in targets:
+            if target not in files:
+                of_vasp = layout is not None and layout.code == "VASP"
+                rows = onsite if of_vasp else (None, None)
+                _write_text(file, encoded, target, memory, rows, factor)
+        # The partial file itself may become the last one, unless its values have to be scaled:
+        # those scaled in part could not be told from others after a break.
+        for target in files if factor != 1.0 else files[:-1]:
+            with replacing(target) as copy:
+                new = _create(copy, network, encoded, shape, provenance, onsite)
+                for name in ("density", "spin_density")[: network.n_spin]:
+                    for slab in _slabs(shape, 1, memory):
+                        new[name][slab] = file[name][slab] * np.float32(factor)
+                new.close()
+    if files and factor == 1.0:
+        partial.replace(files[-1])
     else:
         partial.unlink()
+    return Streamed(found * factor, None if moment is None else moment * factor)
 
 
 def _open(
     path: Path,
-    network: EACNet,
+    network: DensityNetwork,
     encoded: EncodedAtoms,
     shape: tuple[int, int, int],
     provenance: Provenance,
@@ -114,6 +168,22 @@ def _open(
         except OSError:
             pass  # cut off while it was begun
         path.unlink()
+    file = _create(path, network, encoded, shape, provenance, onsite)
+    file.attrs["done"] = 0
+    file.attrs["identity"] = identity
+    file.flush()
+    return file
+
+
+def _create(
+    path: Path,
+    network: DensityNetwork,
+    encoded: EncodedAtoms,
+    shape: tuple[int, int, int],
+    provenance: Provenance,
+    onsite: Onsite,
+) -> h5py.File:
+    """A sample file with room for values."""
     # A file killed in the middle of a write stays readable from version 1.10 of the format on.
     file = h5py.File(path, "w", libver=("v110", "v110"))
     write_identity(file, encoded.atoms, provenance)
@@ -121,18 +191,16 @@ def _open(
         file.create_dataset(name, shape, np.float32)
     write_arrays(file, "onsite", onsite[0])
     write_arrays(file, "onsite_spin", onsite[1])
-    file.attrs["done"] = 0
-    file.attrs["identity"] = identity
-    file.flush()
     return file
 
 
 def _fill(
     file: h5py.File,
-    network: EACNet,
+    network: DensityNetwork,
     encoded: EncodedAtoms,
     shape: tuple[int, int, int],
     memory: int,
+    devices: Devices,
     progress: Progress | None,
 ) -> None:
     cell = np.asarray(complete_cell(encoded.atoms))
@@ -150,6 +218,7 @@ def _fill(
             (stop - start, shape[1], shape[2]),
             cell=slab,
             origin=cell[0] * start / shape[0],
+            devices=devices,
         )
         file["density"][start:stop] = values.sum(axis=0)
         if network.n_spin == 2:
@@ -162,19 +231,33 @@ def _fill(
             progress((stop - start) * plane)
 
 
+def _integral(values: h5py.Dataset, encoded: EncodedAtoms, memory: int) -> float:
+    total = sum(values[slab].sum(dtype=float) for slab in _slabs(values.shape, 1, memory))
+    return float(total) * abs(float(encoded.atoms.cell.volume)) / int(np.prod(values.shape))
+
+
+def _scaled(rows: Rows | None, factor: float) -> Rows | None:
+    return None if rows is None else [row * factor for row in rows]
+
+
 def _write_text(
-    file: h5py.File, encoded: EncodedAtoms, target: Path, memory: int, onsite: Onsite
+    file: h5py.File,
+    encoded: EncodedAtoms,
+    target: Path,
+    memory: int,
+    onsite: Onsite,
+    factor: float,
 ) -> None:
     """Through arrays in scratch files that lie in the order in which the text is written."""
-    cube = target.suffix == ".cube"
+    cube = target.suffix.lower() == ".cube"
     with TemporaryDirectory(dir=target.parent) as folder:
-        total = _scratch(file["density"], Path(folder) / "density.npy", not cube, memory)
+        total = _scratch(file["density"], Path(folder) / "density.npy", not cube, memory, factor)
         if cube:
             write_cube(target, encoded.atoms, total)
             return
         spin = None
         if "spin_density" in file:
-            spin = _scratch(file["spin_density"], Path(folder) / "spin.npy", True, memory)
+            spin = _scratch(file["spin_density"], Path(folder) / "spin.npy", True, memory, factor)
         write_chgcar(
             target,
             DensitySample(
@@ -187,15 +270,21 @@ def _write_text(
         )
 
 
-def _scratch(dataset: h5py.Dataset, path: Path, fortran: bool, memory: int) -> NDArray[np.float32]:
+def _scratch(
+    dataset: h5py.Dataset, path: Path, fortran: bool, memory: int, factor: float
+) -> NDArray[np.float32]:
     values = np.lib.format.open_memmap(
         path, "w+", dtype=np.float32, shape=dataset.shape, fortran_order=fortran
     )
-    step = _thickness(dataset.shape, 1, memory)
-    for start in range(0, dataset.shape[0], step):
-        values[start : start + step] = dataset[start : start + step]
+    for slab in _slabs(dataset.shape, 1, memory):
+        values[slab] = dataset[slab] * np.float32(factor)
     values.flush()
     return values
+
+
+def _slabs(shape: tuple[int, int, int], n_spin: int, memory: int) -> Iterator[slice]:
+    step = _thickness(shape, n_spin, memory)
+    return (slice(start, start + step) for start in range(0, shape[0], step))
 
 
 def _thickness(shape: tuple[int, int, int], n_spin: int, memory: int) -> int:

@@ -140,8 +140,8 @@ class ShellPairs:
                 yield from self._batch(batch, harmonics)
                 batch = []
 
-    def batches(self) -> Iterator[ShellBatch]:
-        """All pairs in pieces of one atom and shell, many pieces at once."""
+    def batches(self, size: int = BATCH) -> Iterator[ShellBatch]:
+        """All pairs in pieces of one atom and shell, many pieces (``size`` pairs) at once."""
         atom, shell, first, last = self.segments.T
         pieces = -(-(last - first) // BATCH_WIDTH)
         row = np.repeat(np.arange(len(pieces)), pieces)
@@ -149,8 +149,10 @@ class ShellPairs:
         starts = first[row] + number * BATCH_WIDTH
         device = self.distance.device
         columns = torch.arange(BATCH_WIDTH, device=device)
-        for begin in range(0, len(row), BATCH // BATCH_WIDTH):
-            some = slice(begin, begin + BATCH // BATCH_WIDTH)
+        at_once = max(1, size // BATCH_WIDTH)
+        for begin in range(0, len(row), at_once):
+            some = slice(begin, begin + at_once)
+            present, place = np.unique(atom[row[some]], return_inverse=True)
             ends = torch.as_tensor(last[row[some]] - 1, device=device).unsqueeze(1)
             start = torch.as_tensor(starts[some], device=device).unsqueeze(1)
             pairs = torch.minimum(start + columns, ends)
@@ -160,9 +162,12 @@ class ShellPairs:
             polynomials = self.shells.polynomials(distance, vectors.dtype)
             harmonics = self._harmonics(vectors, distance)
             yield ShellBatch(
+                atoms=present.tolist(),
+                place=torch.as_tensor(place, device=device),
                 atom=torch.as_tensor(atom[row[some]], device=device),
                 shell=torch.as_tensor(shell[row[some]], device=device),
                 pairs=pairs,
+                mask=start + columns <= ends,
                 polynomials=polynomials.unflatten(1, (-1, BATCH_WIDTH)),
                 harmonics=harmonics.unflatten(1, (-1, BATCH_WIDTH)),
             )
@@ -199,12 +204,18 @@ class ShellPairs:
 class ShellBatch:
     """Pieces of equal width, padded with pairs of their own."""
 
+    atoms: list[int]
+    """Atoms that the pieces belong to, ascending."""
+    place: Tensor
+    """(pieces,) int64 | index among these."""
     atom: Tensor
     """(pieces,) int64 | index among the structure's atoms."""
     shell: Tensor
     """(pieces,) int64."""
     pairs: Tensor
     """(pieces, width) int64 | places among the pairs of the tile; padding repeats the last."""
+    mask: Tensor
+    """(pieces, width) | False for padding."""
     polynomials: Tensor
     """(TERMS, pieces, width) | Chebyshev polynomials of their place in the shell."""
     harmonics: Tensor

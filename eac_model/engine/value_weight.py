@@ -19,10 +19,12 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from eac_model.engine.memory import free_memory
 from eac_model.engine.shells import TERMS, TOLERANCE, Radial, Shells, fit_shells
-from eac_model.engine.tiles import Piece, ShellPairs
+from eac_model.engine.tiles import BATCH, BATCH_WIDTH, Piece, ShellBatch, ShellPairs
 from eac_model.network import EACNet
 from eac_model.network.coupling import EdgeUpdate, polar_3j
+from eac_model.network.interaction import linear_paths
 from eac_model.network.radial import CutoffBasis
 from eac_model.network.value_weight import ValueWeightDecoder, normalized_weights
 
@@ -56,6 +58,9 @@ class ShellValueWeight:
         With a value × weight decoder.
     tolerance
         Bound on the error of the radial functions, relative to the largest of their values.
+    batched
+        Multiply the matrices of many atoms and shells at once, in pieces of equal width, as a GPU
+        likes it; otherwise one after the other, each as wide as it is. None: on GPUs.
 
     Raises
     ------
@@ -66,9 +71,12 @@ class ShellValueWeight:
     core_radius = 0.0
     """Harmonics are those of unit vectors."""
 
-    def __init__(self, network: EACNet, tolerance: float = TOLERANCE) -> None:
+    def __init__(
+        self, network: EACNet, tolerance: float = TOLERANCE, batched: bool | None = None
+    ) -> None:
         decoder = network.value_weight
         assert decoder is not None
+        self.batched = network.device.type != "cpu" if batched is None else batched
         self.decoder, self.l_max = decoder, network.config.l_max
         attributes = network.types.table.detach().double().cpu()
         updates = [
@@ -124,30 +132,32 @@ class ShellValueWeight:
         """
         tables = self._tables_of(descriptors, elements)
         tables.expect(pairs.atoms)
-        return torch.stack(
-            [self._of_spin(spin, tables, pairs, n_points) for spin in range(len(descriptors))]
+        of_spin = self._of_spin_batched if self.batched else self._of_spin
+        return torch.cat(
+            [of_spin(spin, tables, pairs, n_points) for spin in range(len(descriptors))]
         )
 
     def _of_spin(self, spin: int, tables: _AtomTables, pairs: ShellPairs, n_points: int) -> Tensor:
         index = tables.elements
         # In float64: softmaxes see the ratios of cutoff functions where all of them vanish.
         envelope = self.decoder.basis.envelope(pairs.distance).to(pairs.vectors.dtype)
-        values = torch.empty_like(envelope)
+        values = envelope.new_empty(self.value.outputs, len(envelope))
         if self.gathered is None:
             for piece, features in self._features(spin, tables, pairs):
                 found = self.value(features, index[piece.atom], piece)
-                values[piece.pairs] = found[0, : piece.count]
-            return values * envelope if self.decoder.kind == "S" else values
+                values[:, piece.pairs] = found[:, : piece.count]
+            weighted = values * envelope if self.decoder.kind == "S" else values
+            return self._with_offset(weighted, pairs, n_points)
         # Softmaxes see all atoms at a point: features are kept, summed, and looked at again.
-        kept = values.new_empty(self.size, len(values))
+        kept = values.new_empty(self.size, len(envelope))
         gathered = values.new_zeros(n_points, self.gathered.outputs)
         for piece, features in self._features(spin, tables, pairs):
             element, n = index[piece.atom], piece.count
             kept[:, piece.pairs] = features[:, :n]
-            values[piece.pairs] = self.value(features, element, piece)[0, :n]
+            values[:, piece.pairs] = self.value(features, element, piece)[:, :n]
             hidden = self.gathered(features, element, piece)[:, :n] * envelope[piece.pairs]
             gathered.index_add_(0, pairs.point[piece.pairs], hidden.T)
-        scores = torch.empty_like(values)
+        scores = torch.empty_like(envelope)
         for piece in pairs.pieces():
             features = kept.new_zeros(self.size, piece.width)
             features[:, : piece.count] = kept[:, piece.pairs]
@@ -156,7 +166,60 @@ class ShellValueWeight:
             found = self.score(features, index[piece.atom], piece, around)
             scores[piece.pairs] = found[0, : piece.count]
         weights = normalized_weights(self.decoder.kind, scores, envelope, pairs.point, n_points)
-        return values * weights
+        return self._with_offset(values * weights, pairs, n_points)
+
+    def _of_spin_batched(
+        self, spin: int, tables: _AtomTables, pairs: ShellPairs, n_points: int
+    ) -> Tensor:
+        envelope = self.decoder.basis.envelope(pairs.distance).to(pairs.vectors.dtype)
+        values = envelope.new_empty(self.value.outputs, len(envelope))
+        softmax = self.gathered is not None
+        kept = values.new_empty(self.size if softmax else 0, len(envelope))
+        gathered = values.new_zeros(n_points, self.gathered.outputs if self.gathered else 0)
+        size = self._pairs_at_once(pairs.distance.device)
+        for batch in pairs.batches(size):
+            elements = tables.index[batch.atom]
+            matrices = torch.stack([tables[spin, atom] for atom in batch.atoms])
+            columns = self.first.batch(matrices[batch.place, batch.shell], batch)
+            for update in self.later:
+                columns = update.batch(columns, elements, batch)
+            features = columns.transpose(0, 1)
+            for matrix, bias in self.bottleneck:
+                features = nn.functional.silu((matrix @ features).add_(bias), inplace=True)
+            found = self.value.batch(features, elements, batch)
+            values[:, batch.pairs] = found.transpose(0, 1)
+            if self.gathered is not None:
+                kept[:, batch.pairs] = features.transpose(0, 1)
+                hidden = self.gathered.batch(features, elements, batch).transpose(1, 2)
+                hidden = hidden * (envelope[batch.pairs] * batch.mask).unsqueeze(-1)
+                gathered.index_add_(0, pairs.point[batch.pairs].flatten(), hidden.flatten(0, 1))
+        if self.gathered is None:
+            weighted = values * envelope if self.decoder.kind == "S" else values
+            return self._with_offset(weighted, pairs, n_points)
+        scores = torch.empty_like(envelope)
+        for batch in pairs.batches(size):
+            elements = tables.index[batch.atom]
+            around = gathered[pairs.point[batch.pairs]].transpose(1, 2)
+            features = kept[:, batch.pairs].transpose(0, 1)
+            found = self.score.batch(features, elements, batch, around)
+            scores[batch.pairs] = found[:, 0]
+        weights = normalized_weights(self.decoder.kind, scores, envelope, pairs.point, n_points)
+        return self._with_offset(values * weights, pairs, n_points)
+
+    def _pairs_at_once(self, device: torch.device) -> int:
+        if device.type != "cuda":
+            return BATCH
+        # Inputs, outputs, and what lies between them, of every layer that is alive at once.
+        components, terms_outputs = (self.l_max + 1) ** 2, self.first.species[0].shape[-1]
+        rows = 2 * components * TERMS + 3 * terms_outputs
+        rows += sum(3 * update.radial.shape[1] for update in self.later) + 8 * self.size
+        matrices = components * TERMS * terms_outputs // BATCH_WIDTH
+        return int(max(BATCH, min(2**20, free_memory(device) // (16 * (rows + matrices)))))
+
+    def _with_offset(self, weighted: Tensor, pairs: ShellPairs, n_points: int) -> Tensor:
+        if not self.decoder.offset:
+            return weighted
+        return weighted + self.decoder.shares(pairs.point, n_points, weighted.dtype)
 
     def _features(
         self, spin: int, tables: _AtomTables, pairs: ShellPairs
@@ -189,9 +252,7 @@ class _UpdateAlgebra:
         self.last, self.channels = update.last, update.channels
         linear = {
             instruction.i_in: (instruction.i_out, view.detach().double() * instruction.path_weight)
-            for instruction, view in zip(
-                update.linear.instructions, update.linear.weight_views(), strict=True
-            )
+            for instruction, view in linear_paths(update.linear)
         }
         self.sources: list[int] = []
         self.targets: list[int] = []
@@ -212,6 +273,10 @@ class _UpdateAlgebra:
             scale = instruction.path_weight * polar_3j(l, 0, l)
             matrix = torch.einsum("et,utw->euw", attributes, view.detach().double().cpu())
             self.species.append(self._reorder(matrix * scale, l))
+        scalars = update.linear.irreps_out[0].mul
+        bias = update.linear.bias.detach().double().cpu()
+        bias = bias if update.linear.bias_numel else bias.new_zeros(scalars)
+        self.bias = self._reorder(bias, 0)
         network = copy.deepcopy(update.radial).double().cpu()
         exact = copy.deepcopy(basis).double().cpu()
         factors = torch.tensor(scales, dtype=torch.float64)[:, None]
@@ -270,6 +335,8 @@ class _FirstUpdate:
             if l < len(widths):
                 species[..., outputs[l]] = algebra.species[l] * norm
             self.species.append(cast(species))
+        self.scalars = slice(0, widths[0])
+        self.bias = cast(algebra.bias)
 
     def tables(self, descriptors: Tensor, elements: Tensor) -> Tensor:
         """H of atoms, (n, shells, (l_max+1)² · TERMS, outputs)."""
@@ -281,12 +348,20 @@ class _FirstUpdate:
             part = (descriptors[:, rows] @ radial).unflatten(-1, (self.count, TERMS, outputs))
             # T_0 = 1 carries what does not depend on r.
             part[:, :, :, 0] += torch.bmm(descriptors[:, rows], species[elements]).unsqueeze(2)
+            if l == 0:
+                part[..., 0, self.scalars] += self.bias
             result[:, :, rows] = part.transpose(1, 2)
         return result.flatten(2, 3)
 
     def __call__(self, table: Tensor, piece: Piece) -> Tensor:
         columns = piece.harmonics.unsqueeze(1) * piece.polynomials
         return self.gate(product(table.T, columns.flatten(0, 1)))
+
+    def batch(self, tables: Tensor, batch: ShellBatch) -> Tensor:
+        """Features (n, pieces, width) of pieces with tables (pieces, (l_max+1)² · TERMS, n')."""
+        columns = batch.harmonics.unsqueeze(1) * batch.polynomials
+        inputs = columns.flatten(0, 1).transpose(0, 1)
+        return self.gate(torch.bmm(tables.transpose(1, 2), inputs).transpose(0, 1))
 
 
 class _LaterUpdate:
@@ -321,6 +396,7 @@ class _LaterUpdate:
             self.parts.append(slice(begin, len(sources) * algebra.channels))
         self.sources = torch.tensor(sources, device=cast(radial[:0]).device)
         self.radial = cast(torch.cat(functions, dim=-1).transpose(1, 2))
+        self.bias = cast(algebra.bias[:, None])
 
     def __call__(self, columns: Tensor, element: int, piece: Piece) -> Tensor:
         features = columns.unflatten(0, (-1, self.channels)).index_select(0, self.sources)
@@ -329,7 +405,20 @@ class _LaterUpdate:
             product(matrices[element], mid[part])
             for matrices, part in zip(self.matrices, self.parts, strict=True)
         ]
+        outputs[0] += self.bias
         return self.gate(outputs[0] if len(outputs) == 1 else torch.cat(outputs))
+
+    def batch(self, columns: Tensor, elements: Tensor, batch: ShellBatch) -> Tensor:
+        """Features (n, pieces, width) from those of the update before."""
+        features = columns.unflatten(0, (-1, self.channels)).index_select(0, self.sources)
+        radial = torch.bmm(self.radial[batch.shell], batch.polynomials.transpose(0, 1))
+        mid = features.flatten(0, 1).transpose(0, 1) * radial
+        outputs = [
+            torch.bmm(torch.stack(matrices)[elements], mid[:, part])
+            for matrices, part in zip(self.matrices, self.parts, strict=True)
+        ]
+        outputs[0] += self.bias
+        return self.gate(torch.cat(outputs, dim=1).transpose(0, 1))
 
 
 class _Head:
@@ -361,12 +450,10 @@ class _Head:
         radial = matrix.new_zeros(shells.count, TERMS, len(matrix))
         if appended is not None:
             radial = shells.coefficients(appended) @ torch.cat(of_distance, dim=1).T
-        self.first = []
-        for of_element in constant:
-            whole = radial.clone()
-            whole[:, 0] += of_element
-            own = matrix[:, :size].expand(shells.count, -1, -1)
-            self.first.append(cast(torch.cat([own, whole.transpose(1, 2)], dim=2)))
+        own = matrix[:, :size].expand(shells.count, -1, -1)
+        self.any_element = cast(torch.cat([own, radial.transpose(1, 2)], dim=2))
+        self.constant = cast(constant)
+        self.first: dict[int, Tensor] = {}
         self.rest = [(cast(weight), cast(offset[:, None])) for weight, offset in layers[1:]]
 
     def __call__(
@@ -374,13 +461,39 @@ class _Head:
     ) -> Tensor:
         """Outputs (n, width); ``addition`` joins what enters the first activation."""
         inputs = torch.cat([features, piece.polynomials])
-        columns = product(self.first[element][piece.shell], inputs)
+        columns = product(self._first_layer(element)[piece.shell], inputs)
         if addition is not None:
             columns += addition
         for matrix, bias in self.rest:
             nn.functional.silu(columns, inplace=True)
             columns = product(matrix, columns).add_(bias)
         return columns
+
+    def batch(
+        self,
+        features: Tensor,
+        elements: Tensor,
+        batch: ShellBatch,
+        addition: Tensor | None = None,
+    ) -> Tensor:
+        """Outputs (pieces, n, width)."""
+        inputs = torch.cat([features, batch.polynomials.transpose(0, 1)], dim=1)
+        matrices = self.any_element[batch.shell]
+        matrices[:, :, -TERMS] += self.constant[elements]
+        columns = torch.bmm(matrices, inputs)
+        if addition is not None:
+            columns += addition
+        for matrix, bias in self.rest:
+            columns = (matrix @ nn.functional.silu(columns, inplace=True)).add_(bias)
+        return columns
+
+    def _first_layer(self, element: int) -> Tensor:
+        """Matrices of all shells; made when an element is met, for a model may know a hundred."""
+        if element not in self.first:
+            whole = self.any_element.clone()
+            whole[:, :, -TERMS] += self.constant[element]
+            self.first[element] = whole
+        return self.first[element]
 
 
 class _AtomTables(OrderedDict[tuple[int, int], Tensor]):
@@ -389,6 +502,7 @@ class _AtomTables(OrderedDict[tuple[int, int], Tensor]):
     def __init__(self, first: _FirstUpdate, descriptors: Tensor, elements: Tensor) -> None:
         super().__init__()
         self.first, self.descriptors = first, descriptors
+        self.index = elements
         self.elements: list[int] = elements.tolist()
         self.expected: list[int] = []
 

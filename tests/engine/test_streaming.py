@@ -50,6 +50,66 @@ def test_slabs_hold_the_values_of_the_whole_grid(tmp_path, name, spin):
         assert sample.spin_density is None
 
 
+def test_several_files_come_from_one_evaluation(tmp_path, monkeypatch):
+    network, encoded = prepared(spin=True)
+    evaluate, calls = streaming.evaluate_grid, []
+
+    def counted(*args, **keywords):
+        calls.append(args[2])
+        return evaluate(*args, **keywords)
+
+    monkeypatch.setattr(streaming, "evaluate_grid", counted)
+    names = ["a.h5", "CHGCAR", "b.h5", "rho.cube"]
+    done = stream_grid(network, encoded, SHAPE, [tmp_path / name for name in names])
+    assert calls == [SHAPE]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+    expected = evaluate(network, encoded, SHAPE)
+    for name in names:
+        found = read_density(tmp_path / name).density
+        assert np.abs(found - expected.sum(0)).max() < 1e-4 * np.abs(expected).max()
+    voxel = encoded.atoms.cell.volume / np.prod(SHAPE)
+    assert done.electrons == pytest.approx(expected.sum() * voxel, rel=1e-5)
+    assert done.magnetic_moment == pytest.approx(
+        (expected[0] - expected[1]).sum() * voxel, rel=1e-4
+    )
+
+
+@pytest.mark.parametrize("name", ["rho.h5", "rho.cube", "CHGCAR"])
+def test_files_hold_the_electrons_that_were_asked_for(tmp_path, name):
+    network, encoded = prepared(spin=True)
+    done = stream_grid(network, encoded, SHAPE, tmp_path / name, memory=ROW, electrons=8.0)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert done.electrons == pytest.approx(8.0)
+    sample = read_density(tmp_path / name)
+    assert sample.density.mean() * encoded.atoms.cell.volume == pytest.approx(8.0, rel=1e-5)
+    plain = evaluate_grid(network, encoded, SHAPE)
+    ratio = sample.density.sum() / plain.sum()
+    assert np.allclose(sample.density, ratio * plain.sum(0), atol=1e-4 * np.abs(plain).max())
+    if not name.endswith("cube"):
+        difference = ratio * (plain[0] - plain[1])
+        assert np.abs(sample.spin_density - difference).max() < 1e-5 * np.abs(plain).max()
+
+
+def test_densities_without_electrons_are_not_scaled(tmp_path):
+    network, encoded = prepared()
+    with torch.no_grad():
+        network.linear.functions.zero_()
+    with pytest.raises(GridError, match="cannot be normalised"):
+        stream_grid(network, encoded, SHAPE, tmp_path / "rho.h5", electrons=8.0)
+
+
+def test_a_break_while_the_target_is_written_costs_no_evaluation(tmp_path, monkeypatch):
+    network, encoded = prepared(spin=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(streaming, "_write_text", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            stream_grid(network, encoded, SHAPE, tmp_path / "CHGCAR", electrons=8.0)
+    monkeypatch.setattr(streaming, "evaluate_grid", lambda *_, **__: pytest.fail("evaluated again"))
+    stream_grid(network, encoded, SHAPE, tmp_path / "CHGCAR", electrons=8.0)
+    density = read_density(tmp_path / "CHGCAR").density
+    assert density.mean() * encoded.atoms.cell.volume == pytest.approx(8.0, rel=1e-5)
+
+
 def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
     network, encoded = prepared()
     evaluate = streaming.evaluate_grid

@@ -1,0 +1,121 @@
+"""Several devices that share the blocks of one evaluation."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+
+import torch
+
+from eac_model.engine.kernels import fingerprint
+from eac_model.network import DensityNetwork
+
+Devices = Sequence[torch.device | str]
+"""Devices that share the work, each named as often as it is to have workers."""
+
+Worker = TypeVar("Worker")
+Task = TypeVar("Task")
+
+Copies = tuple[tuple[float, ...], tuple[torch.device, ...], list[DensityNetwork]]
+_copies: WeakKeyDictionary[DensityNetwork, Copies] = WeakKeyDictionary()
+
+
+def replicas(network: DensityNetwork, devices: Devices) -> list[DensityNetwork]:
+    """One network a device: the network itself once if it lies on one of them, copies else.
+
+    Copies are kept as long as the parameters stay the same.
+    """
+    if not devices:
+        return [network]
+    wanted = tuple(_indexed(torch.device(device)) for device in devices)
+    own = _indexed(network.device)
+    if wanted == (own,):
+        return [network]
+    state = fingerprint(network)
+    known = _copies.get(network)
+    if known is None or known[:2] != (state, wanted):
+        own_place = wanted.index(own) if own in wanted else -1
+        # The network itself is left out: it would keep itself alive.
+        made = [
+            copy.deepcopy(network).to(device)
+            for place, device in enumerate(wanted)
+            if place != own_place
+        ]
+        known = _copies[network] = (state, wanted, made)
+    found = list(known[2])
+    if own in wanted:
+        found.insert(wanted.index(own), network)
+    return found
+
+
+def share(
+    tasks: Iterable[Task],
+    workers: Sequence[Worker],
+    do: Callable[[Worker, Task], int],
+    progress: Callable[[int], None] | None = None,
+) -> None:
+    """Let every worker take the next task until there are none.
+
+    Parameters
+    ----------
+    do
+        Does a task, and returns the number of points in it.
+    progress
+        Called with that number after every task, never by two workers at once.
+    """
+    if len(workers) == 1:
+        for task in tasks:
+            done = do(workers[0], task)
+            if progress is not None:
+                progress(done)
+        return
+    pending = iter(tasks)
+    lock = threading.Lock()
+    failures: list[BaseException] = []
+
+    def drain(worker: Worker) -> None:
+        while not failures:
+            with lock:
+                task = next(pending, None)
+            if task is None:
+                return
+            try:
+                done = do(worker, task)
+                with lock:
+                    if progress is not None:
+                        progress(done)
+            except BaseException as error:
+                failures.append(error)  # the others stop after their task
+                raise
+
+    with ThreadPoolExecutor(len(workers)) as pool:
+        futures = [pool.submit(drain, worker) for worker in workers]
+        try:
+            for future in futures:
+                future.result()
+        except BaseException as error:
+            failures.append(error)  # an interrupt, say: leaving the pool waits for all workers
+            raise
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Matrix products in all digits of float32 on GPUs, whatever the program has set (TF32)."""
+    before: str = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def _indexed(device: torch.device) -> torch.device:
+    """With its number: cuda means the current one."""
+    if device == torch.device("cuda"):
+        return torch.device("cuda", torch.cuda.current_device())
+    return device

@@ -1,0 +1,228 @@
+"""The linear decoder as one loop over pairs, compiled by numba.
+
+Around every atom the points in reach are found, ordered by interval of the radial functions, and
+taken together some dozens at a time: harmonics, polynomials and their product stay in registers
+and the innermost cache, and of a pair nothing reaches memory but its place. numba compiles at the
+first call of an installation (some seconds) and keeps the machine code beside this file, or in
+the user's cache.
+
+Importing this module raises ImportError where numba is not installed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numpy.typing import NDArray
+
+WIDTH = 128
+"""Pairs taken together: all about them fits into the innermost cache."""
+
+ROUND = 16
+"""Widths are rounded up to this, a register of AVX-512: no pair is left to scalar code."""
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+_f4 = np.float32
+
+
+def _compiled(function: Function) -> Function:
+    # Sums may be fused and reordered; NaN and infinity keep their meaning.
+    settings = {
+        "nogil": True,
+        "fastmath": {"contract", "reassoc", "nsz"},
+        "error_model": "numpy",
+    }
+    try:
+        return numba.njit(cache=True, **settings)(function)
+    except RuntimeError:  # there is no folder to keep machine code in
+        return numba.njit(**settings)(function)
+
+
+@_compiled
+def sum_pairs(
+    points: NDArray[np.float64],
+    centers: NDArray[np.float64],
+    rows: NDArray[np.int64],
+    slots: NDArray[np.int64],
+    cutoff: float,
+    edges: NDArray[np.float64],
+    bins: NDArray[np.int64],
+    tables: NDArray[np.float32],
+    l_max: int,
+    core_radius: float,
+    sectoral: NDArray[np.float32],
+    recursion: NDArray[np.float32],
+    density: NDArray[np.float32],
+    integrals: NDArray[np.float64],
+) -> None:
+    """Add the contributions of atoms to the density at points.
+
+    Parameters
+    ----------
+    points
+        (3, p) Å.
+    centers
+        (m, 3) positions of atoms, images included, Å.
+    rows, slots
+        (m,) which tables and integrals, and which densities, belong to each of them.
+    edges
+        (n + 1,) ends of the intervals, from 0 to the cutoff.
+    bins
+        Equal steps from 0 to the cutoff: the interval in which each begins.
+    tables
+        (spins, rows, n, (l_max+1)², 6) coefficients of powers of t = −1 … 1 in the interval.
+    core_radius
+        a, Å: harmonics are those of r/√(r² + a²).
+    sectoral, recursion
+        (l_max+1,) and (l_max+1, l_max+1, 2), from :mod:`eac_model.engine.shells`.
+    density
+        (spins, slots, p), e/Å³, is added to.
+    integrals
+        (spins, rows, 4), is added to: sums of a row's contributions, and of contributions times
+        the vector from the atom.
+    """
+    n_points = points.shape[1]
+    n_spin, _, n_intervals, components, _ = tables.shape
+    square = np.empty(n_points, np.float64)
+    radius = np.empty(n_points, np.float64)
+    found = np.empty(n_points + 1, np.int32)
+    interval = np.empty(n_points, np.int32)
+    local = np.empty(n_points, np.float32)
+    order = np.empty(n_points, np.int32)
+    # Rounded widths read beyond the last pair.
+    pairs = np.zeros((4, n_points + ROUND), np.float32)
+    ends = np.empty(n_intervals + 1, np.int64)
+    unit = np.empty((4, WIDTH), np.float32)
+    turn = np.empty((2, WIDTH), np.float32)
+    harmonics = np.empty((components, WIDTH), np.float32)
+    values = np.empty(WIDTH, np.float32)
+    upper = edges[1:].copy()
+    upper[-1] = np.inf
+    scales = 2 / (edges[1:] - edges[:-1])
+    bins_per_length = (len(bins) - 1) / cutoff
+    for center in range(len(centers)):
+        cx, cy, cz = centers[center, 0], centers[center, 1], centers[center, 2]
+        row, slot = rows[center], slots[center]
+        for p in range(n_points):
+            dx, dy, dz = points[0, p] - cx, points[1, p] - cy, points[2, p] - cz
+            square[p] = dx * dx + dy * dy + dz * dz
+        count = 0
+        for p in range(n_points):
+            found[count] = p
+            count += square[p] < cutoff * cutoff
+        ends[:] = 0
+        for k in range(count):
+            radius[k] = np.sqrt(square[found[k]])
+        for k in range(count):
+            r = radius[k]
+            s = bins[int(r * bins_per_length)]
+            while r >= upper[s]:
+                s += 1
+            interval[k] = s
+            # In float64: rounded before, r would miss its place by some 1e-6.
+            local[k] = (r - edges[s]) * scales[s] - 1
+            ends[s + 1] += 1
+        for s in range(n_intervals):
+            ends[s + 1] += ends[s]
+        for k in range(count):
+            p, s = found[k], interval[k]
+            place = ends[s]
+            ends[s] = place + 1
+            order[place] = p
+            pairs[0, place] = points[0, p] - cx
+            pairs[1, place] = points[1, p] - cy
+            pairs[2, place] = points[2, p] - cz
+            pairs[3, place] = local[k]
+        end = 0
+        for s in range(n_intervals):
+            start, end = end, ends[s]
+            for begin in range(start, end, WIDTH):
+                m = min(end - begin, WIDTH)
+                width = (m + ROUND - 1) // ROUND * ROUND
+                # Rows of their own: what is known to be contiguous is vectorised.
+                x, y = pairs[0, begin : begin + width], pairs[1, begin : begin + width]
+                z, t = pairs[2, begin : begin + width], pairs[3, begin : begin + width]
+                _directions(x, y, z, width, _f4(core_radius), unit)
+                _harmonics(unit, width, l_max, sectoral, recursion, turn, harmonics)
+                for spin in range(n_spin):
+                    _values(tables[spin, row, s], harmonics, t, width, values)
+                    total, along_x, along_y, along_z = _f4(0), _f4(0), _f4(0), _f4(0)
+                    for q in range(m):
+                        total += values[q]
+                        along_x += values[q] * x[q]
+                        along_y += values[q] * y[q]
+                        along_z += values[q] * z[q]
+                    integrals[spin, row, 0] += total
+                    integrals[spin, row, 1] += along_x
+                    integrals[spin, row, 2] += along_y
+                    integrals[spin, row, 3] += along_z
+                    for q in range(m):
+                        density[spin, slot, order[begin + q]] += values[q]
+
+
+@_compiled
+def _directions(x: Any, y: Any, z: Any, width: int, core_radius: Any, unit: Any) -> None:
+    """x, y, z and the square of r/√(r² + a²)."""
+    for q in range(width):
+        square = x[q] * x[q] + y[q] * y[q] + z[q] * z[q]
+        inverse = _f4(1) / np.sqrt(square + core_radius * core_radius + _f4(1e-24))
+        unit[0, q] = x[q] * inverse
+        unit[1, q] = y[q] * inverse
+        unit[2, q] = z[q] * inverse
+        unit[3, q] = square * inverse * inverse
+
+
+@_compiled
+def _harmonics(
+    unit: Any, width: int, l_max: int, sectoral: Any, recursion: Any, turn: Any, result: Any
+) -> None:
+    """Solid harmonics, as :func:`eac_model.engine.shells.solid_harmonics` computes them."""
+    for q in range(width):
+        turn[0, q] = _f4(1)
+        turn[1, q] = _f4(0)
+    for m in range(l_max + 1):
+        if m > 0:
+            for q in range(width):
+                cosine, sine = turn[0, q], turn[1, q]
+                turn[0, q] = cosine * unit[2, q] - sine * unit[0, q]
+                turn[1, q] = cosine * unit[0, q] + sine * unit[2, q]
+        first = sectoral[m]
+        for l in range(m, l_max + 1):
+            row = l * l + l + m
+            a, b = recursion[l, m, 0], recursion[l, m, 1]
+            before, two_before = row - 2 * l, row - 4 * l + 2
+            if l == m:
+                for q in range(width):
+                    result[row, q] = first
+            elif l == m + 1:
+                for q in range(width):
+                    result[row, q] = a * unit[1, q] * first
+            else:
+                for q in range(width):
+                    result[row, q] = (
+                        a * unit[1, q] * result[before, q] - b * unit[3, q] * result[two_before, q]
+                    )
+        if m > 0:
+            for l in range(m, l_max + 1):
+                row = l * l + l
+                for q in range(width):
+                    polynomial = result[row + m, q]
+                    result[row + m, q] = polynomial * turn[0, q]
+                    result[row - m, q] = polynomial * turn[1, q]
+
+
+@_compiled
+def _values(table: Any, harmonics: Any, place: Any, width: int, values: Any) -> None:
+    """Σ_lm Y_lm · (polynomial of lm)."""
+    for q in range(width):
+        values[q] = _f4(0)
+    for lm in range(len(table)):
+        c0, c1, c2 = table[lm, 0], table[lm, 1], table[lm, 2]
+        c3, c4, c5 = table[lm, 3], table[lm, 4], table[lm, 5]
+        for q in range(width):
+            t = place[q]
+            radial = c0 + t * (c1 + t * (c2 + t * (c3 + t * (c4 + t * c5))))
+            values[q] += harmonics[lm, q] * radial

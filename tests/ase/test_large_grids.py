@@ -1,0 +1,134 @@
+"""Grids larger than memory, resampled grids, and grids that devices share."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+from ase.build import molecule
+from ase.io import write
+from typer.testing import CliRunner
+
+from eac_ase import DensityGrid, EACDensity
+from eac_ase.cli import app
+from eac_model.engine import streaming
+from eac_model.errors import GridError
+
+SMALL = "1e-6"
+"""GiB: less than any grid takes."""
+
+
+def run(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def structure(tmp_path: Path, crystal: Atoms) -> Path:
+    write(tmp_path / "POSCAR", crystal, format="vasp")
+    return tmp_path / "POSCAR"
+
+
+def test_predict_writes_large_grids_piece_by_piece(structure, model_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(EACDensity, "get_density_grid", lambda *_, **__: pytest.fail("at once"))
+    outputs = [tmp_path / "rho.h5", tmp_path / "CHGCAR"]
+    result = run("predict", structure, "-m", model_file, "--shape", 10, 9, 8, "--memory", SMALL,
+                 "--json", "-o", outputs[0], "-o", outputs[1])  # fmt: skip
+    monkeypatch.undo()
+    report = json.loads(result.stdout)
+    assert report["shape"] == [10, 9, 8]
+    assert report["files"] == [str(path) for path in outputs]
+    grids = [DensityGrid.read(path) for path in outputs]
+    expected = EACDensity(model_file, device="cpu").get_density_grid(
+        grids[0].atoms, shape=(10, 9, 8)
+    )
+    for grid in grids:
+        assert np.abs(grid.values - expected.values).max() < 1e-5 * expected.values.max()
+    assert report["electrons"] == pytest.approx(expected.integrate(), rel=1e-5)
+
+
+def test_predict_goes_on_after_a_break(structure, model_file, tmp_path, monkeypatch):
+    evaluate, calls = streaming.evaluate_grid, []
+
+    def broken(*args, **keywords):
+        calls.append(args[2])
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return evaluate(*args, **keywords)
+
+    command = ("predict", structure, "-m", model_file, "--shape", 10, 9, 8, "--memory", SMALL,
+               "-o", tmp_path / "rho.h5")  # fmt: skip
+    monkeypatch.setattr(streaming, "evaluate_grid", broken)
+    run(*command, code=130)
+    assert not (tmp_path / "rho.h5").exists()
+    before = len(calls)
+    run(*command)
+    assert len(calls) - before == 10 - 3
+    assert DensityGrid.read(tmp_path / "rho.h5").integrate() > 0
+
+
+def test_predict_scales_large_grids_to_the_exact_number_of_electrons(
+    structure, model_file, tmp_path
+):
+    run("predict", structure, "-m", model_file, "--shape", 10, 9, 8, "--memory", SMALL,
+        "--normalize", "-o", tmp_path / "rho.h5")  # fmt: skip
+    assert DensityGrid.read(tmp_path / "rho.h5").integrate() == pytest.approx(16, rel=1e-6)
+
+
+def test_what_needs_the_whole_grid_is_refused_before_the_work(structure, model_file, tmp_path):
+    for option, name in (("-o", "rho.xsf"), ("--plot", "rho.png")):
+        result = run("predict", structure, "-m", model_file, "--shape", 10, 9, 8,
+                     "--memory", SMALL, option, tmp_path / name, code=2)  # fmt: skip
+        assert "--memory" in result.output
+    run("predict", structure, "-m", model_file, "--memory", 0, "-o", tmp_path / "a.h5", code=2)
+    assert [path.name for path in tmp_path.iterdir()] == ["POSCAR"]
+
+
+@pytest.mark.parametrize("name", ["CHGCAR", "grid.h5", "grid.cube"])
+def test_normalised_files_are_those_of_normalised_grids(calculator, crystal, tmp_path, name):
+    calculator.normalize = True
+    calculator.write_density(tmp_path / name, crystal, shape=(8, 9, 10), memory=1000)
+    found = DensityGrid.read(tmp_path / name)
+    expected = calculator.get_density_grid(crystal, shape=(8, 9, 10))
+    assert np.abs(found.values - expected.values).max() < 1e-4 * expected.values.max()
+    assert found.integrate() == pytest.approx(16, rel=1e-5)
+
+
+def test_resampled_grids_are_the_fourier_series_of_coarse_ones(calculator, crystal):
+    fine, coarse = (20, 20, 24), 0.5
+    found = calculator.get_density_grid(crystal, shape=fine, resample_from=coarse)
+    steps = calculator.get_grid_shape(crystal, spacing=coarse)
+    assert max(steps) < 20
+    expected = calculator.get_density_grid(crystal, shape=steps).resample(fine)
+    assert found.shape == fine
+    assert np.array_equal(found.values, expected.values)
+    direct = calculator.get_density_grid(crystal, shape=fine)
+    assert 0 < np.abs(found.values - direct.values).max() < 0.2 * direct.values.max()
+    same = calculator.get_density_grid(crystal, shape=fine, resample_from=0.01)
+    assert np.array_equal(same.values, direct.values)
+
+
+def test_only_crystals_are_resampled(calculator, crystal):
+    with pytest.raises(GridError, match="periodic"):
+        calculator.get_density_grid(molecule("H2O"), resample_from=0.5)
+    slab = crystal.copy()
+    slab.pbc = (True, True, False)
+    with pytest.raises(GridError, match="periodic"):
+        calculator.get_density_grid(slab, resample_from=0.5)
+
+
+def test_calculators_share_their_grids_among_devices(model_file, crystal):
+    several = EACDensity(model_file, device=["cpu", "cpu"])
+    single = EACDensity(model_file, device=torch.device("cpu"))
+    shape = (30, 28, 32)
+    found = several.get_density_grid(crystal, shape=shape).values
+    expected = single.get_density_grid(crystal, shape=shape).values
+    assert np.abs(found - expected).max() < 2e-6 * expected.max()
+    assert np.allclose(several.get_charges(crystal), single.get_charges(crystal), atol=1e-5)

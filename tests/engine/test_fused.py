@@ -1,0 +1,116 @@
+"""The compiled loop of the linear decoder."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from ase import Atoms
+
+from eac_model.engine import encode, evaluate_grid, evaluate_points, fused, kernels
+from eac_model.engine.fused import FusedLinear
+from eac_model.engine.kernels import shell_kernels
+from eac_model.engine.linear import ShellLinear
+from eac_model.engine.shells import TERMS, ToleranceError, fit_pieces
+from eac_model.network import EACNet, NetworkConfig, RadialBasis
+
+needs_numba = pytest.mark.skipif(fused.compiled_loop() is None, reason="numba is not installed")
+
+
+def network(dtype=torch.float32, **chosen):
+    torch.manual_seed(0)
+    settings = {"elements": (1, 8), "channels": 4, "interactions": 1, "decoder": "linear"}
+    model = EACNet(NetworkConfig(**settings | chosen)).to(dtype).eval()
+    with torch.no_grad():
+        model.linear.functions.mul_(30)
+    return model
+
+
+def structure(scale=1.0, pbc=True):
+    rng = np.random.default_rng(0)
+    cell = scale * np.array([[3.0, 0, 0], [1.0, 3.2, 0], [0.3, 0.4, 2.8]])
+    return Atoms("OHHO", rng.random((4, 3)) @ cell, cell=cell, pbc=pbc, magmoms=[1, 0, 0, -2])
+
+
+@needs_numba
+@pytest.mark.parametrize("l_max", [0, 1, 5])
+@pytest.mark.parametrize("kind", ["spline", "bessel", "gaussian"])
+def test_the_loop_gives_the_density_of_the_network(l_max, kind):
+    basis = RadialBasis(kind=kind, size=40 if kind == "spline" else 8, cutoff_power=3)
+    chosen = {"l_max": l_max, "linear_basis": basis, "point_cutoff": 4.0}
+    model, exact = network(**chosen), network(torch.float64, **chosen)
+    assert isinstance(shell_kernels(model).fused, FusedLinear)
+    atoms = structure()
+    # On a nucleus, at the cutoff and just within it, and far from everything.
+    edges = atoms.positions[:1] + np.array([[0, 0, 0], [4.0, 0, 0], [0, 4.0 - 1e-7, 0]])
+    points = np.concatenate([np.random.default_rng(1).uniform(-4, 7, (300, 3)), edges])
+    for pbc in (True, False):
+        atoms.pbc = pbc
+        encoded = encode(model, atoms)
+        found = evaluate_points(model, encoded, points)
+        same = replace(encoded, descriptors=encoded.descriptors.double())
+        expected = evaluate_points(exact, same, points)
+        # Relative to the largest term where random functions cancel.
+        terms = evaluate_points(exact, same, points, contributions=True)
+        assert np.abs(found - expected).max() < 2e-6 * np.abs(terms).max()
+
+
+@needs_numba
+def test_with_and_without_numba_densities_are_the_same(monkeypatch):
+    model = network(l_max=3, spin=True, superposition=True)
+    model.superposition.table.uniform_(0, 0.3)
+    atoms = structure()
+    found = evaluate_grid(model, encode(model, atoms), (12, 11, 10))
+    monkeypatch.setattr(kernels, "compiled_loop", lambda: None)
+    assert isinstance(shell_kernels(model).shells[0], ShellLinear)
+    assert shell_kernels(model).fused is None
+    expected = evaluate_grid(model, encode(model, atoms), (12, 11, 10))
+    assert np.abs(found - expected).max() < 3e-6 * np.abs(expected).max()
+
+
+def test_without_numba_evaluation_goes_on(monkeypatch):
+    monkeypatch.setitem(sys.modules, "eac_model.engine.loops", None)
+    fused.compiled_loop.cache_clear()
+    try:
+        assert fused.compiled_loop() is None
+        assert shell_kernels(network()).fused is None
+    finally:
+        monkeypatch.undo()
+        fused.compiled_loop.cache_clear()
+
+
+def test_an_environment_variable_forbids_compiled_code(monkeypatch):
+    monkeypatch.setenv("EAC_COMPILED", "0")
+    fused.compiled_loop.cache_clear()
+    try:
+        assert fused.compiled_loop() is None
+    finally:
+        monkeypatch.undo()
+        fused.compiled_loop.cache_clear()
+
+
+@pytest.mark.parametrize("tolerance", [1e-4, 1e-8])
+def test_intervals_are_halved_where_functions_are_rough(tolerance):
+    def peak(r):
+        return torch.stack([torch.exp(-((r - 1) ** 2) / 0.01), r], dim=1)
+
+    pieces = fit_pieces(peak, np.linspace(0.0, 4.0, 5), tolerance)
+    widths = np.diff(pieces.edges)
+    assert pieces.edges[0] == 0
+    assert pieces.edges[-1] == 4
+    assert widths[pieces.edges[:-1] >= 2].min() == 1.0
+    assert widths.min() < 0.3
+    r = torch.linspace(0, 4, 777, dtype=torch.float64)
+    row = np.searchsorted(pieces.edges[1:-1], r.numpy(), side="right")
+    t = (2 * r.numpy() - pieces.edges[row] - pieces.edges[row + 1]) / widths[row]
+    powers = torch.as_tensor(t[:, None] ** np.arange(TERMS))
+    found = torch.einsum("pj,pjf->pf", powers, pieces.coefficients[torch.as_tensor(row)])
+    assert float((found - peak(r)).abs().max()) < 3 * tolerance * 4
+
+
+def test_what_no_number_of_intervals_meets_is_refused():
+    with pytest.raises(ToleranceError, match="intervals"):
+        fit_pieces(lambda r: torch.sin(3000 * r)[:, None], np.linspace(0.0, 4.0, 5), 1e-6)
