@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,26 +23,31 @@ from eac_ase.progress import progress_bar
 from eac_model.checkpoint import ModelCard, load_model
 from eac_model.engine import (
     EncodedAtoms,
+    Streamed,
     encode,
     evaluate_grid,
     evaluate_onsite,
     evaluate_points,
     integrate_contributions,
+    integrate_density,
     stream_grid,
     total_and_spin,
 )
 from eac_model.engine.onsite import Rows
 from eac_model.errors import GridError
 from eac_model.neighbors import check_structure
-from eac_model.network import EACNet
+from eac_model.network import DensityNetwork, EACNet
 from eac_model.registry import find_model
+
+if TYPE_CHECKING:
+    from eac_ase.analysis.partition import Partition, Scheme
 
 SPACING = 0.1
 """Default distance of grid points, Å. VASP's fine grid at 500 eV is about as dense."""
 
 INTEGRATION_SPACING = 0.15
-"""Distance of the points on which charges, moments and dipoles are summed, Å. Charges in
-liquid water are then converged to 1e-3 e or better."""
+"""Distance of the points on which charges, moments and dipoles are summed, Å, where they have
+no closed form."""
 
 CLEARANCE = 1.0
 """A cell vector along an open direction bounds grids if all atoms keep this distance (Å) from its
@@ -58,6 +63,8 @@ class EACDensity(BaseCalculator):
         Name of a bundled model (``eac models`` lists them), path of a model file, or a network.
     device
         ``"cpu"``, ``"cuda"``, …; None takes the GPU if there is one (a network stays where it is).
+        Several, ``["cuda:0", "cuda:1"]``, share the points of a grid; descriptors are computed on
+        the first.
     dtype
         Floating-point type of the evaluation; None keeps that of the model.
     normalize
@@ -75,8 +82,11 @@ class EACDensity(BaseCalculator):
 
     The ASE properties ``charges`` (net charges, e), ``dipole`` (e·Å), ``magmoms`` and ``magmom``
     (μ_B) come from the contributions ρ_i of the atoms, the partition the model has learned. They
-    are summed on a grid with :data:`INTEGRATION_SPACING`. Dipoles are taken about the centre of
-    mass, which matters for charged molecules only.
+    have closed forms for linear decoders; otherwise they are summed on a grid with
+    :data:`INTEGRATION_SPACING`. Dipoles are taken about the centre of
+    mass, which matters for charged molecules only. Networks that predict the density as a whole
+    (every architecture but EAC-Net) have no contributions: of the properties they have ``dipole``
+    and ``magmom``.
 
     Along open directions grids cover the cell if there is one and all atoms are :data:`CLEARANCE`
     or more inside of it; otherwise a box that ends where the outermost atoms' contributions end
@@ -95,29 +105,27 @@ class EACDensity(BaseCalculator):
 
     def __init__(
         self,
-        model: str | Path | EACNet = "water-scan",
-        device: torch.device | str | None = None,
+        model: str | Path | DensityNetwork = "water-scan",
+        device: torch.device | str | Sequence[torch.device | str] | None = None,
         dtype: torch.dtype | None = None,
         normalize: bool = False,
     ) -> None:
         super().__init__()
-        wants_gpu = device is not None and torch.device(device).type == "cuda"
-        if wants_gpu and not torch.cuda.is_available():
-            raise CalculatorSetupError(
-                f"device={str(device)!r}: torch finds no GPU here. Leave the device out, or "
-                "install a torch build for your GPU."
-            )
-        if isinstance(model, EACNet):
-            self.network = model.to(device=device, dtype=dtype).eval()
+        devices = _devices(device)
+        first = devices[0] if devices else None
+        self._devices = devices if len(devices) > 1 else []
+        if isinstance(model, DensityNetwork):
+            self.network = model.to(device=first, dtype=dtype).eval()
             self.card = ModelCard(name="unnamed network")
         else:
-            if device is None:
-                device = "cuda" if torch.cuda.is_available() else "cpu"
-            self.network, self.card = load_model(find_model(model), device, dtype)
+            if first is None:
+                first = "cuda" if torch.cuda.is_available() else "cpu"
+            self.network, self.card = load_model(find_model(model), first, dtype)
         self.normalize = normalize
         self._attached: Atoms | None = None
         self._encoded: EncodedAtoms | None = None
         self._integrals: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+        self._partitions: dict[tuple[Any, ...], Partition] = {}
 
     # -- ASE's interface -----------------------------------------------------------------------
 
@@ -151,14 +159,18 @@ class EACDensity(BaseCalculator):
         populations, dipoles = self._integrate(atoms)
         results: dict[str, Any] = {}
         if reasons["charges"] is None:
-            charges = self._valences(atoms) - populations.sum(axis=0)
-            results["charges"] = charges
-            if reasons["dipole"] is None:
-                arms = atoms.positions - atoms.get_center_of_mass()
-                results["dipole"] = charges @ arms - dipoles.sum(axis=(0, 1))
-        if reasons["magmoms"] is None:
-            results["magmoms"] = populations[0] - populations[1]
-            results["magmom"] = float(results["magmoms"].sum())
+            results["charges"] = self._valences(atoms) - populations.sum(axis=0)
+        if reasons["dipole"] is None:
+            # Electrons are gathered in atoms, or, where there are no contributions, in one place.
+            places = self._places(atoms) - atoms.get_center_of_mass()
+            arms = atoms.positions - atoms.get_center_of_mass()
+            electrons = populations.sum(axis=0) @ places + dipoles.sum(axis=(0, 1))
+            results["dipole"] = self._valences(atoms) @ arms - electrons
+        if reasons["magmom"] is None:
+            moments = populations[0] - populations[1]
+            results["magmom"] = float(moments.sum())
+            if reasons["magmoms"] is None:
+                results["magmoms"] = moments
         self.results = results
 
     def todict(self) -> dict[str, Any]:
@@ -194,6 +206,7 @@ class EACDensity(BaseCalculator):
         spacing: float | None = None,
         like: DensityGrid | None = None,
         progress: bool | None = None,
+        resample_from: float | None = None,
     ) -> DensityGrid:
         """Density on a regular grid.
 
@@ -210,34 +223,72 @@ class EACDensity(BaseCalculator):
             Use the points of this grid: its cell, origin and shape.
         progress
             Progress bar on stderr: True, False, or None for only on a terminal.
+        resample_from
+            Å. Evaluate the density of a crystal on a grid of this (larger) spacing, and take the
+            other points from its Fourier series. Faster for fine grids, and approximate:
+            components beyond the coarse grid's Nyquist frequency are lost. For water-scan from
+            0.1 to 0.05 Å, see docs/performance.md.
 
         Returns
         -------
         DensityGrid
             With the spin density if the model knows spin, and with on-site data if it predicts
             them.
+
+        Raises
+        ------
+        GridError
+            ``resample_from`` for a grid that is not that of a crystal's cell.
         """
         atoms = self._structure(atoms)
         encoded = self._encode(atoms)
         cell, origin, shape = self._lattice(atoms, shape, spacing, like)
-        with progress_bar("density", int(np.prod(shape)), progress) as advance:
+        coarse = shape
+        if resample_from is not None:
+            whole = np.allclose(cell, np.asarray(atoms.cell)) and not np.any(origin)
+            if not (atoms.pbc.all() and whole):
+                raise GridError(
+                    "resample_from needs a density that is periodic on the grid: the cell of a "
+                    "structure that is periodic in three directions. Leave it out."
+                )
+            proposed = grid_shape(cell, resample_from)
+            coarse = (
+                min(shape[0], proposed[0]),
+                min(shape[1], proposed[1]),
+                min(shape[2], proposed[2]),
+            )
+        with progress_bar("density", int(np.prod(coarse)), progress) as advance:
             channels = evaluate_grid(
-                self.network, encoded, shape, cell=cell, origin=origin, progress=advance
+                self.network,
+                encoded,
+                coarse,
+                cell=cell,
+                origin=origin,
+                devices=self._devices,
+                progress=advance,
             )
         grid = self._with_onsite(self._grid(atoms, channels, cell, origin), atoms)
+        if coarse != shape:
+            grid = grid.resample(shape)
         if self.normalize and atoms.pbc.all() and np.allclose(cell, np.asarray(atoms.cell)):
             grid = grid * (self._electrons(atoms) / grid.integrate())
         return grid
 
+    def get_grid_shape(
+        self, atoms: Atoms | None = None, shape: Shape | None = None, spacing: float | None = None
+    ) -> Shape:
+        """Shape of the grid that :meth:`get_density_grid` would evaluate."""
+        return self._lattice(self._structure(atoms), shape, spacing, None)[2]
+
     def write_density(
         self,
-        path: str | Path,
+        path: str | Path | Sequence[str | Path],
         atoms: Atoms | None = None,
         shape: Shape | None = None,
         spacing: float | None = None,
         memory: int = 2**28,
         progress: bool | None = None,
-    ) -> None:
+    ) -> Streamed:
         """Write the density to a file slab by slab, whatever the size of the grid.
 
         For grids that do not fit into memory; :meth:`get_density_grid` is more convenient for
@@ -247,23 +298,29 @@ class EACDensity(BaseCalculator):
         ----------
         path
             ``*.h5``, ``*.cube``, or anything else for a CHGCAR file (``.gz``: gzipped). On-site
-            data are written as :meth:`DensityGrid.write` does.
+            data are written as :meth:`DensityGrid.write` does. Several are written from one
+            evaluation.
         shape, spacing, progress
             As in :meth:`get_density_grid`.
         memory
             Bytes of values held at once.
 
+        Returns
+        -------
+        eac_model.engine.Streamed
+            Electrons and magnetic moment of what was written.
+
         Raises
         ------
         GridError
             The structure has no cell of three vectors.
-        ase.calculators.calculator.CalculatorSetupError
-            The calculator normalises, which would need the whole grid.
+
+        Notes
+        -----
+        Where the calculator normalises, on-site data are those of :meth:`get_onsite_matrices` or
+        :meth:`get_augmentation`, and the density of a fully periodic structure is scaled when all
+        of it is known, so that the sum of the file is exact, as :meth:`get_density_grid` does.
         """
-        if self.normalize:
-            raise CalculatorSetupError(
-                "write_density cannot normalise: take a calculator with normalize=False."
-            )
         atoms = self._structure(atoms)
         encoded = self._encode(atoms)
         if atoms.cell.rank < 3:
@@ -272,14 +329,20 @@ class EACDensity(BaseCalculator):
             shape = grid_shape(atoms.cell.array, SPACING if spacing is None else spacing)
         elif spacing is not None:
             raise GridError("Give one of shape and spacing, not both.")
+        factor, electrons = self._factor(atoms), None
+        if self.normalize and atoms.pbc.all():
+            electrons = self._electrons(atoms)
         with progress_bar("density", int(np.prod(shape)), progress) as advance:
-            stream_grid(
+            return stream_grid(
                 self.network,
                 encoded,
                 shape,
                 path,
                 memory=memory,
                 provenance=self.card.provenance,
+                factor=factor,
+                electrons=electrons,
+                devices=self._devices,
                 progress=advance,
             )
 
@@ -334,7 +397,7 @@ class EACDensity(BaseCalculator):
         ase.calculators.calculator.PropertyNotImplementedError
             The model knows no spin.
         """
-        if reason := self._why_not("magmoms", None):
+        if reason := self._why_not("magmom", None):
             raise PropertyNotImplementedError(reason)
         if points is not None:
             up, down = self._at(points, atoms, contributions=False)
@@ -361,6 +424,8 @@ class EACDensity(BaseCalculator):
         shape, spacing, like, progress
             As in :meth:`get_density_grid`.
         """
+        if reason := self._why_no_contributions():
+            raise PropertyNotImplementedError(reason)
         atoms = self._structure(atoms)
         encoded = self._encode(atoms)
         chosen = np.zeros(len(atoms), dtype=bool)
@@ -374,6 +439,7 @@ class EACDensity(BaseCalculator):
                 cell=cell,
                 origin=origin,
                 of_atoms=chosen,
+                devices=self._devices,
                 progress=advance,
             )
         return self._grid(atoms, channels, cell, origin)
@@ -382,8 +448,69 @@ class EACDensity(BaseCalculator):
         """Number of electrons of the predicted density, ∫ρ dr over the cell (or all space)."""
         return float(self._integrate(self._structure(atoms))[0].sum())
 
+    def partition(
+        self,
+        scheme: Scheme = "eac",
+        atoms: Atoms | None = None,
+        *,
+        spacing: float | None = None,
+        reference: DensityGrid | None = None,
+        normalize: bool = True,
+        progress: bool | None = None,
+    ) -> Partition:
+        """Divide the density among the atoms: populations, charges, moments, dipoles.
+
+        Kept until the structure changes, unless a reference is given.
+
+        Parameters
+        ----------
+        scheme
+            ``eac``, the contributions the model makes the density of; ``bader``; ``hirshfeld``;
+            ``iterative-hirshfeld``; or ``voronoi``.
+        spacing
+            Largest distance of the grid's points, Å, for all schemes but ``eac``; default 0.08, and
+            0.12 for pseudo densities, which are interpolated further.
+        reference
+            For ``bader``, see :func:`eac_ase.analysis.partition`; its points are taken.
+        normalize
+            Scale to the exact number of electrons, whatever the calculator does. Without it the
+            charges of ``eac`` are those of ``get_charges()``.
+        progress
+            Progress bar on stderr: True, False, or None for only on a terminal.
+
+        Raises
+        ------
+        AnalysisError
+            The density does not suit the scheme; the message says what is missing.
+        ase.calculators.calculator.PropertyNotImplementedError
+            ``eac``, of a network without contributions.
+        """
+        from eac_ase.analysis.partition import partition_of_model
+
+        if scheme == "eac" and (reason := self._why_no_contributions()):
+            raise PropertyNotImplementedError(reason)
+        atoms = self._structure(atoms)
+        encoded = self._encode(atoms)
+        key = (scheme, spacing, normalize, self.normalize, atoms.info.get("charge"))
+        found = self._partitions.get(key) if reference is None else None
+        if found is None:
+            found = partition_of_model(
+                self,
+                encoded,
+                atoms,
+                scheme,
+                spacing=spacing,
+                reference=reference,
+                normalize=normalize,
+                scale=self._factor(atoms),
+                progress=progress,
+            )
+            if reference is None:
+                self._partitions[key] = found
+        return found
+
     def get_descriptors(self, atoms: Atoms | None = None) -> NDArray[np.floating]:
-        """Descriptors of the atoms, shape (n_atoms, (l_max+1)², channels).
+        """Descriptors of the atoms: of EAC-Net (n_atoms, (l_max+1)², channels), else (n_atoms, …).
 
         Components of angular momentum l are the rows l² … (l+1)² − 1, in e3nn's order. Spin models
         return the descriptors of the given (not the flipped) initial moments.
@@ -457,6 +584,7 @@ class EACDensity(BaseCalculator):
     def _encode(self, atoms: Atoms) -> EncodedAtoms:
         if self._encoded is None or self._changes(self._encoded.atoms, atoms):
             self._integrals = None
+            self._partitions = {}
             self._encoded = None  # frees the memory, and stays empty if the structure is refused
             self._encoded = encode(self.network, atoms)
         return self._encoded
@@ -465,6 +593,8 @@ class EACDensity(BaseCalculator):
         self, points: ArrayLike, atoms: Atoms | None, contributions: bool
     ) -> NDArray[np.floating]:
         """Values of both spins, (n_spin, …), at points (…, 3)."""
+        if contributions and (reason := self._why_no_contributions()):
+            raise PropertyNotImplementedError(reason)
         points = np.asarray(points, dtype=float)
         if points.shape[-1:] != (3,) or not np.isfinite(points).all():
             raise GridError(
@@ -473,7 +603,11 @@ class EACDensity(BaseCalculator):
         atoms = self._structure(atoms)
         encoded = self._encode(atoms)
         flat = evaluate_points(
-            self.network, encoded, points.reshape(-1, 3), contributions=contributions
+            self.network,
+            encoded,
+            points.reshape(-1, 3),
+            contributions=contributions,
+            devices=self._devices,
         )
         flat *= self._factor(atoms)
         return flat.reshape(len(flat), *points.shape[:-1], *flat.shape[2:])
@@ -495,19 +629,49 @@ class EACDensity(BaseCalculator):
         return replace(grid, onsite=tuple(total), onsite_spin=None if spin is None else tuple(spin))
 
     def _raw_integrals(self, atoms: Atoms) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        from eac_ase.analysis.learned import has_closed_form, learned_moments
+
         encoded = self._encode(atoms)
+        if self._integrals is None and has_closed_form(self.network):
+            moments = learned_moments(self.network, encoded)
+            self._integrals = moments.populations, moments.firsts
         if self._integrals is None:
             everything = [axis for axis in range(3) if not atoms.pbc[axis]]
             cell, origin = box_around(atoms, self.network.config.point_cutoff, everything)
             shape = grid_shape(cell, INTEGRATION_SPACING)
             with progress_bar("charges", int(np.prod(shape))) as advance:
-                self._integrals = integrate_contributions(
-                    self.network, encoded, shape, cell=cell, origin=origin, progress=advance
-                )
+                if isinstance(self.network, EACNet):
+                    self._integrals = integrate_contributions(
+                        self.network,
+                        encoded,
+                        shape,
+                        cell=cell,
+                        origin=origin,
+                        devices=self._devices,
+                        progress=advance,
+                    )
+                else:
+                    electrons, firsts = integrate_density(
+                        self.network,
+                        encoded,
+                        shape,
+                        cell=cell,
+                        origin=origin,
+                        devices=self._devices,
+                        progress=advance,
+                    )
+                    self._integrals = electrons[:, None], firsts[:, None]
         return self._integrals
 
+    def _places(self, atoms: Atoms) -> NDArray[np.float64]:
+        """What the dipoles of :meth:`_integrate` are taken about, (n_atoms or 1, 3), Å."""
+        return atoms.positions if isinstance(self.network, EACNet) else np.zeros((1, 3))
+
     def _integrate(self, atoms: Atoms) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Populations (n_spin, n_atoms) and their dipoles (n_spin, n_atoms, 3), normalised."""
+        """Populations (n_spin, n_atoms) and their dipoles (n_spin, n_atoms, 3), normalised.
+
+        Networks without contributions of atoms put all electrons into one place, the origin.
+        """
         populations, dipoles = self._raw_integrals(atoms)
         factor = self._factor(atoms)
         return populations * factor, dipoles * factor
@@ -544,7 +708,7 @@ class EACDensity(BaseCalculator):
         if name in ("magmom", "magmoms"):
             if not self.network.config.spin:
                 return f"The model {self.card.name!r} knows no spin: it has no magnetic moments."
-            return None
+            return self._why_no_contributions() if name == "magmoms" else None
         assert atoms is not None
         check_structure(atoms, self.network.config.elements)
         if missing := self._without_valence(atoms):
@@ -553,12 +717,24 @@ class EACDensity(BaseCalculator):
                 f"density counts; the card of {self.card.name!r} does not say "
                 "(card.valence_electrons). Populations: evaluate(..., contributions=True)."
             )
+        if name == "charges":
+            return self._why_no_contributions()
         if name == "dipole" and atoms.pbc.any():
             return (
                 "The dipole moment of a periodic structure depends on where the cell is cut and "
                 "means nothing by itself. For an isolated molecule set atoms.pbc = False."
             )
         return None
+
+    def _why_no_contributions(self) -> str | None:
+        """Why there are no contributions of atoms; None if there are."""
+        if isinstance(self.network, EACNet):
+            return None
+        return (
+            f"The model {self.card.name!r} ({self.network.config.architecture}) predicts the "
+            "density as a whole, without contributions of atoms. Take get_density_grid() and "
+            "divide the grid among the atoms, or an EAC-Net model."
+        )
 
     def _lattice(
         self,
@@ -603,6 +779,22 @@ class EACDensity(BaseCalculator):
             kind=self.card.provenance.density_kind,
             provenance=self.card.provenance,
         )
+
+
+def _devices(
+    device: torch.device | str | Sequence[torch.device | str] | None,
+) -> list[torch.device | str]:
+    """One device or several as a list, empty for None; GPUs have to be there."""
+    if device is None:
+        return []
+    devices = [device] if isinstance(device, (str, torch.device)) else list(device)
+    for wanted in devices:
+        if torch.device(wanted).type == "cuda" and not torch.cuda.is_available():
+            raise CalculatorSetupError(
+                f"device={str(wanted)!r}: torch finds no GPU here. Leave the device out, or "
+                "install a torch build for your GPU."
+            )
+    return devices
 
 
 def box_around(

@@ -188,6 +188,16 @@ class DensityGrid:
             return 0.0
         return float(self.spin.sum(dtype=float)) * self.volume / self.values.size
 
+    @property
+    def up(self) -> NDArray[np.floating]:
+        """Density of the electrons with spin up, e/Å³; half of ρ if it is spin-paired."""
+        return (self.values + self._spin_or_zero()) / 2
+
+    @property
+    def down(self) -> NDArray[np.floating]:
+        """Density of the electrons with spin down, e/Å³."""
+        return (self.values - self._spin_or_zero()) / 2
+
     def points(self) -> NDArray[np.floating]:
         """Cartesian positions of all values in C order, Å, shape (n1 n2 n3, 3)."""
         axes = [np.arange(n) / n for n in self.shape]

@@ -33,3 +33,7 @@ class ConfigurationError(EACError):
 
 class GridError(EACError):
     """Two grids do not match, or a grid cannot be built for this cell."""
+
+
+class AnalysisError(EACError):
+    """A partition, a dipole or a potential means nothing for this density, or lacks an input."""

@@ -29,6 +29,14 @@ def test_the_molecule_example_writes_a_density_of_eight_electrons(single_model_f
     assert (tmp_path / "molecule.png").stat().st_size > 1000
 
 
+def test_the_charges_example_compares_schemes(single_model_file, tmp_path):
+    output = run("charges.py", tmp_path, single_model_file)
+    assert output.count(" O ") == 4
+    assert "dipole moment" in output
+    assert output.count(" eV") >= 8
+    assert (tmp_path / "charges.xyz").exists()
+
+
 def test_the_crystal_example_is_ice(single_model_file, tmp_path):
     output = run("crystal.py", tmp_path, single_model_file)
     ice = DensityGrid.read(tmp_path / "CHGCAR_ice").atoms

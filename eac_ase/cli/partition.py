@@ -1,0 +1,272 @@
+"""``eac partition``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+
+from eac_ase.cli.app import app
+from eac_ase.cli.console import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    open_calculator,
+    print_json,
+    read_structure,
+    say,
+    status,
+)
+from eac_model.errors import ConfigurationError, DensityFileError, GridError
+
+if TYPE_CHECKING:
+    from eac_ase.analysis import Partition
+    from eac_ase.grid import DensityGrid
+
+
+@app.command(
+    epilog="""[bold]Examples[/]
+
+eac partition water.xyz
+
+eac partition water.xyz --scheme hirshfeld --scheme bader -o charges.json
+
+eac partition run/CHGCAR --scheme bader
+
+eac partition CHGCAR --scheme bader --reference AECCAR0 --reference AECCAR2 --valence Na=1,Cl=7
+
+eac partition density.cube --scheme hirshfeld --all-electron -o charges.xyz"""
+)
+def partition(
+    file: Annotated[
+        str, typer.Argument(help="A structure, for a model; or a density (CHGCAR, cube, gpw, h5).")
+    ],
+    scheme: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--scheme",
+            "-s",
+            help="eac (models only), bader, hirshfeld, iterative-hirshfeld, voronoi; may be given "
+            "several times. Default: eac for structures, hirshfeld for densities.",
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="*.json: everything; *.xyz, *.traj: atoms with charges and moments.",
+        ),
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    spin: Annotated[
+        str | None, typer.Option(help="Initial moments for a model, as in `eac predict`.")
+    ] = None,
+    reference: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Density whose basins bader takes; several are added. By default AECCAR0 and "
+            "AECCAR2 beside a CHGCAR, or the density with cores of free atoms."
+        ),
+    ] = None,
+    valence: Annotated[
+        str | None,
+        typer.Option(
+            help="Electrons of each neutral atom that the density counts: O=6,H=1. By default "
+            "those of the POTCAR beside a CHGCAR, or of the model's card."
+        ),
+    ] = None,
+    all_electron: Annotated[
+        bool, typer.Option("--all-electron", help="The file's density counts every electron.")
+    ] = False,
+    charge: Annotated[
+        float | None, typer.Option(help="Charge of the cell, e (default 0, or the structure's).")
+    ] = None,
+    spacing: Annotated[
+        float | None, typer.Option(help="Distance of a model's grid points, Å (default 0.08).")
+    ] = None,
+    normalize: Annotated[
+        bool, typer.Option(help="Scale to the exact number of electrons, where it is known.")
+    ] = True,
+    device: DeviceOption = None,
+    force: Annotated[bool, typer.Option("--force", "-f", help="Replace an existing file.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Charges, moments, dipoles and volumes of the atoms in a density."""
+    if output is not None:
+        _check_target(output, force, len(scheme or [""]))
+    density = _density(Path(file))
+    if density is None:
+        if all_electron or reference or valence:
+            raise ConfigurationError(
+                f"{file} is a structure: --all-electron, --reference and --valence are for "
+                "densities in files."
+            )
+        found = _of_model(
+            file, scheme or ["eac"], model, spin, charge, spacing, normalize, device, as_json
+        )
+    else:
+        if spacing is not None or spin is not None:
+            raise ConfigurationError(f"{file} is a density: --spacing and --spin are for models.")
+        found = _of_file(
+            Path(file),
+            density,
+            scheme or ["hirshfeld"],
+            reference or [],
+            valence,
+            all_electron,
+            charge,
+            normalize,
+            as_json,
+        )
+    if output is not None:
+        _write(found, output)
+    if as_json:
+        print_json({result.scheme: result.as_dict() for result in found})
+        return
+    for result in found:
+        Console().print(escape(result.table()), soft_wrap=True, highlight=False)
+        print()
+
+
+def _density(path: Path) -> DensityGrid | None:
+    """The density in a file; None if it holds a structure only."""
+    from eac_ase.grid import DensityGrid
+
+    name = path.name.lower().removesuffix(".gz")
+    sure = name.startswith(("chg", "aeccar", "parchg")) or name.endswith(
+        (".cube", ".cub", ".h5", ".chgcar", ".gpw")
+    )
+    if not sure:
+        try:
+            return DensityGrid.read(path)
+        except (DensityFileError, GridError):
+            return None
+    return DensityGrid.read(path)
+
+
+def _of_model(
+    file: str,
+    schemes: list[str],
+    model: str,
+    spin: str | None,
+    charge: float | None,
+    spacing: float | None,
+    normalize: bool,
+    device: str | None,
+    quiet: bool,
+) -> list[Partition]:
+    from eac_ase.cli.predict import parse_moments
+
+    atoms = read_structure(file)
+    calculator = open_calculator(model, device, normalize=False)
+    if spin is not None:
+        if not calculator.network.config.spin:
+            raise ConfigurationError(f"The model {model!r} knows no spin: leave --spin out.")
+        atoms.set_initial_magnetic_moments(parse_moments(spin, atoms))
+    if charge is not None:
+        atoms.info["charge"] = charge
+    progress = False if quiet else None
+    found = []
+    for scheme in schemes:
+        with status(scheme, quiet):
+            found.append(
+                calculator.partition(
+                    scheme,  # type: ignore[arg-type]  # a wrong name is refused with the right ones
+                    atoms,
+                    spacing=spacing,
+                    normalize=normalize,
+                    progress=progress,
+                )
+            )
+    return found
+
+
+def _of_file(
+    path: Path,
+    grid: DensityGrid,
+    schemes: list[str],
+    references: list[Path],
+    valence: str | None,
+    all_electron: bool,
+    charge: float | None,
+    normalize: bool,
+    quiet: bool,
+) -> list[Partition]:
+    from dataclasses import replace
+
+    from eac_ase.analysis import partition
+
+    if all_electron:
+        grid = replace(grid, kind="all-electron")
+    chgcar = path.name.upper().startswith("CHGCAR")
+    electrons = None if valence is None else _valences(valence)
+    if electrons is None and chgcar and (path.parent / "POTCAR").is_file():
+        from eac_ase.adapters.potcar import read_potcar
+
+        electrons = {d.symbol: d.valence for d in read_potcar(path.parent / "POTCAR")}
+        say("Valence electrons: those of the POTCAR beside the file.")
+    beside = [path.parent / name for name in ("AECCAR0", "AECCAR2")]
+    if not references and "bader" in schemes and chgcar and all(p.is_file() for p in beside):
+        references = beside
+        say("Reference density: AECCAR0 + AECCAR2 beside the file.")
+    core = None
+    for one in references:
+        core = _reference(one) if core is None else core + _reference(one)
+    found = []
+    for scheme in schemes:
+        with status(scheme, quiet):
+            found.append(
+                partition(
+                    grid,
+                    scheme,  # type: ignore[arg-type]
+                    reference=core if scheme == "bader" else None,
+                    valence_electrons=electrons,
+                    charge=charge,
+                    normalize=normalize,
+                    progress=False if quiet else None,
+                )
+            )
+    return found
+
+
+def _reference(path: Path) -> DensityGrid:
+    from eac_ase.grid import DensityGrid
+
+    return DensityGrid.read(path)
+
+
+def _valences(text: str) -> dict[str, float]:
+    try:
+        pairs = (part.split("=") for part in text.split(","))
+        return {symbol.strip(): float(electrons) for symbol, electrons in pairs}
+    except ValueError:
+        raise ConfigurationError(f"--valence {text!r}: expected O=6,H=1.") from None
+
+
+def _check_target(path: Path, force: bool, schemes: int) -> None:
+    if not path.parent.is_dir():
+        raise GridError(f"There is no folder {path.parent} to write {path.name} into.")
+    if path.exists() and not force:
+        raise GridError(f"{path} exists already. Replace it with --force, or rename it.")
+    if path.suffix != ".json" and schemes > 1:
+        raise ConfigurationError(
+            f"{path.name} holds the charges of one scheme: ask for one, or write *.json."
+        )
+
+
+def _write(found: list[Partition], path: Path) -> None:
+    """One scheme as it is; several as a mapping of names to results."""
+    import json
+
+    from eac_model.files import write_bytes
+
+    if len(found) == 1:
+        found[0].write(path)
+        return
+    content = {result.scheme: result.as_dict() for result in found}
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())

@@ -1,0 +1,103 @@
+"""``eac partition``."""
+
+import json
+
+import numpy as np
+import pytest
+from ase.io import read, write
+from typer.testing import CliRunner
+
+from eac_ase import DensityGrid, EACDensity
+from eac_ase.cli import app
+
+
+def run(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def structure(tmp_path, crystal):
+    write(tmp_path / "POSCAR", crystal, format="vasp")
+    return tmp_path / "POSCAR"
+
+
+@pytest.fixture
+def chgcar(tmp_path, crystal, model_file):
+    grid = EACDensity(model_file, device="cpu").get_density_grid(crystal, shape=(16, 16, 16))
+    (grid * (16 / grid.integrate())).write(tmp_path / "CHGCAR")
+    return tmp_path / "CHGCAR"
+
+
+def test_the_command_explains_itself():
+    output = run("partition", "--help").output
+    assert "--scheme" in output
+    assert "Examples" in output
+
+
+def test_structures_are_divided_by_a_model(structure, model_file, tmp_path):
+    output = run(
+        "partition", structure, "--model", model_file, "--device", "cpu", "-o", tmp_path / "q.xyz"
+    ).stdout
+    assert "scheme: eac" in output
+    assert "charge of the cell: +0.000000 e" in output
+    charges = read(tmp_path / "q.xyz").get_charges()
+    assert charges.sum() == pytest.approx(0, abs=1e-5)
+    again = run("partition", structure, "--model", model_file, "-o", tmp_path / "q.xyz", code=2)
+    assert "--force" in again.output
+
+
+def test_densities_are_divided_by_schemes(chgcar, tmp_path):
+    result = run(
+        "partition", chgcar, "-s", "voronoi", "-s", "hirshfeld", "--valence", "O=6,H=1", "--json",
+        "-o", tmp_path / "q.json",
+    )  # fmt: skip
+    content = json.loads(result.stdout)
+    assert set(content) == {"voronoi", "hirshfeld"}
+    assert json.loads((tmp_path / "q.json").read_text()) == content
+    for found in content.values():
+        assert sum(found["charges"]) - found["vacuum_charge"] == pytest.approx(0, abs=1e-6)
+
+
+def test_without_valences_there_are_populations(chgcar):
+    content = json.loads(run("partition", chgcar, "--json").stdout)["hirshfeld"]
+    assert content["charges"] is None
+    assert sum(content["populations"]) == pytest.approx(16, abs=1e-3)
+
+
+def test_the_reference_beside_a_chgcar_is_used(chgcar):
+    pytest.importorskip("baderkit")
+    grid = DensityGrid.read(chgcar)
+    core = grid * 0.0
+    for place in grid.atoms.positions:
+        arms = grid.points() - place
+        arms -= np.round(arms @ np.linalg.inv(grid.cell)) @ grid.cell
+        core.values.flat += 20 * np.exp(-20 * (arms**2).sum(axis=1))
+    for name, one in (("AECCAR0", core), ("AECCAR2", grid)):
+        one.write(chgcar.parent / f"CHGCAR_{name}")
+        (chgcar.parent / f"CHGCAR_{name}").rename(chgcar.parent / name)
+    result = run("partition", chgcar, "-s", "bader", "--valence", "O=6,H=1")
+    assert "AECCAR0 + AECCAR2 beside" in result.output
+    assert "basins of the reference density" in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--scheme", "mulliken"), "voronoi"),
+        (("--valence", "O6"), "O=6,H=1"),
+        (("--spacing", "0.1"), "is a density"),
+        (("-o", "nowhere/q.json"), "no folder"),
+        (("-o", "q.xyz", "-s", "voronoi", "-s", "hirshfeld"), "one scheme"),
+        (("--scheme", "eac"), "partition"),
+    ],
+)
+def test_wrong_input_is_explained(chgcar, arguments, message):
+    assert message in run("partition", chgcar, *arguments, code=2).output
+
+
+def test_options_of_densities_are_refused_for_structures(structure):
+    assert "is a structure" in run("partition", structure, "--all-electron", code=2).output
