@@ -2,6 +2,7 @@
 
     export OMP_NUM_THREADS=1
     python benchmarks/scf_acceleration.py --oracle --systems Si2 Al2 H2O
+    python benchmarks/scf_acceleration.py --model si-pbe --stores data/si-pbe-test.store
     python benchmarks/scf_acceleration.py --model si-pbe --systems Si2 Si8
     python benchmarks/scf_acceleration.py --oracle --moves --systems Si2 Al2
 
@@ -10,8 +11,9 @@ refreshed, from ñ and D, and from the exact state, each with GPAW's default mix
 one (beta 0.25, history 8); ``--mixers Pulay`` adds the default of classic GPAW for periodic cells
 (beta 0.05, history 5). ``--oracle`` takes, instead of a model, the exact state with synthetic
 errors: smooth noise proportional to ñ (0.2, 0.5 and 1 % of ∫ñ), and in D 5 % of the free atom's
-error. ``--moves`` counts instead the iterations along a chain of random steps, with GPAW's wave
-functions reused and with predictions.
+error. ``--stores`` takes the structures of stores of `eac data gpaw`, whose exact states and
+settings are known, instead of ``--systems``. ``--moves`` counts instead the iterations along a
+chain of random steps, with GPAW's wave functions reused and with predictions.
 
 Passes of the eigensolver before the first iteration are counted as iterations; CPU time includes
 the prediction. Results go to OUT.json after every run, and a second call does only what is missing;
@@ -38,6 +40,7 @@ from eac_ase import EACDensity
 from eac_ase.adapters.gpaw import KnownDensity, start_from_density
 from eac_ase.reference.gpaw import calculate
 from eac_ase.reference.recipe import Settings
+from eac_model.data import DensityStore
 from eac_model.data.sample import DensitySample
 from eac_model.files import replacing
 
@@ -130,20 +133,21 @@ def starts_of(sample: DensitySample, model: EACDensity | None) -> Starts:
     yield "default", None, {}
     yield "exact ñ, D of free atoms", KnownDensity([sample], onsite=False), {"refresh": 0}
     yield "exact ñ, D refreshed", KnownDensity([sample], onsite=False), {}
-    for hold in (0, 1, 2, 4):
-        yield f"exact, hold {hold}", KnownDensity([sample]), {"hold": hold}
+    yield "exact", KnownDensity([sample]), {}
     if model is not None:
         yield "ñ, D of free atoms", DensityAlone(model), {"refresh": 0}
         yield "ñ, D refreshed", DensityAlone(model), {}
-        for hold in (0, 1):
-            yield f"ñ and D, hold {hold}", model, {"hold": hold}
+        yield "ñ and D, hold 0", model, {"hold": 0}
+        yield "ñ and D", model, {}
         return
+    for hold in (0, 1, 2, 4):
+        yield f"exact, hold {hold}", KnownDensity([sample]), {"hold": hold}
     for size in ERRORS:
         wrong = with_errors(sample, size)
         alone = KnownDensity([wrong], onsite=False)
         yield f"{size:.1%} error, D refreshed", alone, {}
-        for hold in (0, 1):
-            yield f"{size:.1%} error, hold {hold}", KnownDensity([wrong]), {"hold": hold}
+        yield f"{size:.1%} error, hold 0", KnownDensity([wrong]), {"hold": 0}
+        yield f"{size:.1%} error", KnownDensity([wrong]), {}
 
 
 def run(atoms: Atoms, parameters: dict[str, Any], model: Any, options: dict[str, Any]) -> dict:
@@ -269,12 +273,29 @@ def summary_of_moves(results: dict[str, dict[str, list[int]]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def samples_of(arguments: argparse.Namespace) -> Iterator[tuple[str, DensitySample]]:
+    """Names and converged calculations."""
+    if arguments.stores:
+        for path in arguments.stores:
+            store = DensityStore.open(path)
+            for index, entry in enumerate(store.entries):
+                name = " ".join(entry.source.split()[:1])
+                yield f"{name} {entry.formula}", store.read(index)
+        return
+    for system in arguments.systems:
+        atoms = SYSTEMS[system]()
+        settings = settings_of(atoms, arguments.cutoff, arguments.kpoint_density)
+        yield system, calculate(atoms, settings)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", help="a bundled model or a model file")
     what.add_argument("--oracle", action="store_true", help="the exact state with errors")
     parser.add_argument("--systems", nargs="+", choices=list(SYSTEMS), default=list(SYSTEMS))
+    parser.add_argument("--stores", nargs="+", type=Path, help="stores of test structures")
+    parser.add_argument("--starts", nargs="+", help="only these starts, and the default one")
     parser.add_argument("--mixers", nargs="+", choices=list(MIXERS), default=["default", "tuned"])
     parser.add_argument("--cutoff", type=float, default=400.0, help="eV")
     parser.add_argument("--kpoint-density", type=float, default=2.2, help="Å")
@@ -287,21 +308,25 @@ def main() -> None:
     out = arguments.out or Path(__file__).parent / "results" / f"{stem}_{kind}"
     results = Results(out.with_suffix(".json"))
     model = None if arguments.oracle else EACDensity(arguments.model)
-    for system in arguments.systems:
-        atoms = SYSTEMS[system]()
-        settings = settings_of(atoms, arguments.cutoff, arguments.kpoint_density)
-        if arguments.moves:
+    if arguments.moves:
+        for system in arguments.systems:
+            atoms = SYSTEMS[system]()
+            settings = settings_of(atoms, arguments.cutoff, arguments.kpoint_density)
             for step in (0.02, 0.1):
                 if results.missing(key := f"{system}, {step} Å"):
                     results.add(key, chain(calculate(atoms, settings), step, settings))
-            continue
-        sample = calculate(atoms, settings)
-        ways = list(starts_of(sample, model))
+        arguments.systems = []
+    for system, sample in samples_of(arguments):
+        ways = [
+            way
+            for way in starts_of(sample, model)
+            if arguments.starts is None or way[0] in ("default", *arguments.starts)
+        ]
         todo = [(mixer, *way) for mixer in arguments.mixers for way in ways]
         for mixer, start, source, options in tqdm(todo, desc=system):
             if results.missing(key := f"{system} | {mixer} | {start}"):
                 parameters = {**sample.calculation.settings, **MIXERS[mixer]}
-                results.add(key, run(atoms, parameters, source, options))
+                results.add(key, run(sample.atoms, parameters, source, options))
     text = (summary_of_moves if arguments.moves else summary)(results.values)
     with replacing(out.with_suffix(".md")) as temporary:
         temporary.write_text(text)

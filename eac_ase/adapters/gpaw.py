@@ -62,11 +62,17 @@ many (docs, page GPAW)."""
 REFRESH_WITHOUT_ONSITE = 2
 """Refresh passes for models without matrices D."""
 
-HOLD = 1
-"""Passes with the density held. The first wave functions are worse than a good density, and the
-density that follows from them spoils what the mixer learns. Measured on four small systems with
-GPAW's default mixer, one pass lowered the CPU time by 5 to 23 % at errors of ñ from 0 to 1 %
-(``benchmarks/scf_acceleration.py``); more passes pay at an exact ñ only."""
+MOST_HELD = 4
+"""Largest number of passes with the density held, if it is chosen by itself."""
+
+PASS_GAIN = 50.0
+"""How much smaller a pass of the eigensolver makes the square of the wave functions' residual, or
+somewhat more (Si₂, Al₂, GaAs, H₂O: 20 to 200). Decides how long the density is held."""
+
+FIRST_STEP = 0.5
+"""First step of the mixer from a prediction. GPAW's default of 0.05 is careful with superposed
+atoms; near the solution it wastes an iteration, and what MSR1 learns from so small a step is
+noise of the wave functions (``benchmarks/scf_acceleration.py --mixers``)."""
 
 
 @dataclass(frozen=True)
@@ -212,7 +218,10 @@ class PredictedStart:
 
     def _after_filling(self, calculator: Any, kind: Literal["new", "moved", "new cell"]) -> None:
         dft = calculator.dft
-        hold = self._hold(dft)
+        # A refresh has improved the wave functions already; in LCAO mode they are exact at once.
+        iterative = dft.ibzwfs.mode != "lcao" and not dft.scf_loop.eigensolver.direct
+        by_itself = self.hold is None and iterative and not self.refresh and not self.keep
+        hold = self.hold or 0
         if dft.scf_loop.eigensolver.direct and self.refresh + hold:
             raise ConfigurationError(
                 "refresh and hold need an eigensolver that leaves the density alone; "
@@ -220,7 +229,11 @@ class PredictedStart:
                 "both to 0."
             )
         eigensolver_passes(dft, self.refresh, new_matrices=True)
-        eigensolver_passes(dft, hold, new_matrices=False)
+        if by_itself:
+            hold = hold_density(dft)
+        else:
+            eigensolver_passes(dft, hold, new_matrices=False)
+        _set_first_step(dft, calculator.params, FIRST_STEP)
         if self.keep:
             dft.scf_loop.update_density_and_potential = False
             for name in ("energy", "density", "forces"):
@@ -231,13 +244,6 @@ class PredictedStart:
             f"Density: predicted by the model {self.model.card.name} in {start.seconds:.2f} s\n"
             + (f"  {start.passes} passes of the eigensolver went ahead\n" if start.passes else "")
         )
-
-    def _hold(self, dft: Any) -> int:
-        if self.hold is not None:
-            return self.hold
-        # A refresh has improved the wave functions already; in LCAO mode they are exact at once.
-        iterative = dft.ibzwfs.mode != "lcao" and not dft.scf_loop.eigensolver.direct
-        return HOLD if iterative and not self.refresh else 0
 
 
 def start_from_density(
@@ -267,8 +273,10 @@ def start_from_density(
         Passes of the eigensolver with ñ held, after each of which D is computed from the wave
         functions. Default: 0 for models with matrices D, 2 for those without.
     hold
-        Further passes with ñ and D held. Default: 1 (:data:`HOLD`), or 0 after refresh passes and
-        in LCAO mode, where every diagonalisation is exact.
+        Further passes with ñ and D held. Default: until the density that follows from the wave
+        functions differs from the prediction more than their own error explains
+        (:func:`hold_density`); 0 after refresh passes and in LCAO mode, where every
+        diagonalisation is exact.
     moves
         When atoms move or the cell changes a little, GPAW moves its wave functions along:
         ``reuse`` them, as GPAW does, ``predict`` the density all the same, or ``restart`` from a
@@ -289,7 +297,9 @@ def start_from_density(
     -----
     Models without spin predict ñ↑ + ñ↓; what they lack comes from GPAW's superposition. The moments
     given to spin models are those GPAW starts with: the initial ones, or after a change of cell,
-    those it had converged. Charged cells are scaled as a whole.
+    those it had converged. Charged cells are scaled as a whole. If the calculation has GPAW's
+    default mixer, its first step is 0.5 instead of 0.05 (:data:`FIRST_STEP`); a mixer of your own
+    is left alone.
 
     Examples
     --------
@@ -423,7 +433,7 @@ def all_electron_density(
     )
 
 
-def eigensolver_passes(dft: Any, count: int, *, new_matrices: bool) -> None:
+def eigensolver_passes(dft: Any, count: int, *, new_matrices: bool) -> float:
     """Improve the wave functions with ñ held.
 
     Parameters
@@ -435,11 +445,17 @@ def eigensolver_passes(dft: Any, count: int, *, new_matrices: bool) -> None:
     new_matrices
         After each of them compute D from the wave functions, scale ñ to the charge that goes with
         it, and make the potential anew.
+
+    Returns
+    -------
+    float
+        Σ‖(H − εS)ψ‖² over occupied states in the last pass, before it improved them, Hartree².
     """
     loop, density = dft.scf_loop, dft.density
     electrons = density.nvalence - density.charge + dft.pot_calc.charge
+    error = np.inf
     for _ in range(count):
-        *_, dft.energies = loop.eigensolver.iterate(
+        _, error, dft.energies = loop.eigensolver.iterate(
             dft.ibzwfs, density, dft.potential, loop.hamiltonian, dft.pot_calc, dft.energies
         )
         dft.ibzwfs.calculate_occs(loop.occ_calc, electrons)
@@ -449,6 +465,47 @@ def eigensolver_passes(dft: Any, count: int, *, new_matrices: bool) -> None:
             density.nt_sR.data[:] = held
             density.normalize(dft.pot_calc.charge)
             _update_potential(dft)
+    return float(error)
+
+
+def hold_density(dft: Any) -> int:
+    """Improve the wave functions with the density held, as long as that pays.
+
+    The first wave functions are worse than a good density: a mixer that sees what they make of it
+    spoils the density and learns the wrong thing. Passes go on while the part of the density's
+    residual that the wave functions' own error explains, about √(N e) electrons for a residual of
+    Σ‖(H − εS)ψ‖² = e Hartree² (measured), is more than half of it.
+
+    Returns
+    -------
+    int
+        Number of passes.
+    """
+    density = dft.density
+    electrons = density.nvalence - density.charge + dft.pot_calc.charge
+    enough = 10 * dft.scf_loop.convergence["density"].tol * electrons
+    for count in range(1, MOST_HELD + 1):
+        error = eigensolver_passes(dft, 1, new_matrices=False)
+        if count == MOST_HELD or np.isinf(error):
+            break
+        residual = _residual(dft)
+        if residual < enough or (electrons * error / PASS_GAIN) ** 0.5 < residual / 2:
+            break
+    return count
+
+
+def _residual(dft: Any) -> float:
+    """∫|ñ that follows from the wave functions − ñ|, electrons; the density stays as it is."""
+    density = dft.density
+    held, matrices = density.nt_sR.data.copy(), density.D_asii.data.copy()
+    density.update(dft.ibzwfs)
+    residual = density.nt_sR.copy()
+    residual.data -= held
+    density.nt_sR.data[:] = held
+    density.D_asii.data[:] = matrices
+    total = residual[0].copy()
+    total.data[:] = abs(residual.data.sum(axis=0))
+    return float(total.integrate())
 
 
 # -- behind the scenes -------------------------------------------------------------------------
@@ -492,6 +549,13 @@ def _update_potential(dft: Any) -> None:
     dft.potential, dft.energies, _ = dft.pot_calc.calculate(
         dft.density, dft.ibzwfs, dft.potential.vHt_x
     )
+
+
+def _set_first_step(dft: Any, parameters: Any, step: float) -> None:
+    """Change the first step of GPAW's default mixer, not of one that was asked for."""
+    default = type(parameters)(mode=parameters.mode).mixer.todict()
+    if parameters.mixer.todict() == default and hasattr(dft.scf_loop.mixer, "beta"):
+        dft.scf_loop.mixer.beta = step
 
 
 def _with_moments(atoms: Atoms, dft: Any) -> Atoms:

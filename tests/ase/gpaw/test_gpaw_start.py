@@ -121,9 +121,10 @@ def tiny_model(**changes):
 
 
 def test_gpaw_s_own_arrays_give_gpaw_s_own_run(silicon):
-    energy, iterations = energy_and_iterations(silicon.atoms, gpaw_for(silicon))
+    mixer = {"beta": 0.1}
+    energy, iterations = energy_and_iterations(silicon.atoms, gpaw_for(silicon, mixer=mixer))
     model = KnownDensity([free_atoms(silicon)])
-    calculator = start_from_density(gpaw_for(silicon), model, hold=0)
+    calculator = start_from_density(gpaw_for(silicon, mixer=mixer), model, hold=0)
     found, count = energy_and_iterations(silicon.atoms, calculator)
     assert count == iterations
     assert found == pytest.approx(energy, abs=1e-9)
@@ -140,7 +141,8 @@ def test_gpaw_s_own_arrays_give_gpaw_s_own_run(silicon):
 )
 @pytest.mark.parametrize("moments", [{}, {"magmoms": [1.0, 1.0]}], ids=["paired", "spin"])
 def test_own_arrays_in_every_mode_and_with_spin(parameters, moments):
-    parameters = {**parameters, "xc": "PBE", "convergence": {"density": 1e-3}}
+    common = {"xc": "PBE", "convergence": {"density": 1e-3}, "mixer": {"beta": 0.1}}
+    parameters = {**parameters, **common}
     atoms = hydrogen(**moments)
     atoms.pbc = (True, True, False)
     atoms.center(axis=2)
@@ -161,6 +163,36 @@ def test_the_exact_state_converges_to_the_same_energy_in_fewer_iterations(silico
     assert energy == pytest.approx(silicon.calculation.energy, abs=1e-5)
 
 
+def test_a_good_prediction_is_held_longer_than_a_poor_one(silicon):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=silicon.density.shape) * silicon.density
+    passes = []
+    for size in (0.0, 0.1):
+        model = KnownDensity([replace(silicon, density=silicon.density + size * noise)])
+        calculator = start_from_density(gpaw_for(silicon), model)
+        calculator.create_new_calculation(silicon.atoms)
+        passes.append(calculator.predicted_start.starts[0].passes)
+    assert passes[0] >= 2
+    assert passes[1] == 1
+
+
+def test_holding_leaves_the_density_as_it_was_predicted(silicon):
+    calculator = start_from_density(gpaw_for(silicon), KnownDensity([silicon]))
+    calculator.create_new_calculation(silicon.atoms)
+    density = calculator.dft.density
+    np.testing.assert_allclose(density.nt_sR.data[0] / Bohr**3, silicon.density, rtol=1e-5)
+    np.testing.assert_allclose(density.D_asii[0][0], silicon.onsite[0], atol=1e-6)
+
+
+def test_only_gpaw_s_default_mixer_gets_another_first_step(silicon):
+    steps = []
+    for changes in ({}, {"mixer": {"beta": 0.1}}, {"mixer": {"name": "pulay"}}):
+        calculator = start_from_density(gpaw_for(silicon, **changes), KnownDensity([silicon]))
+        calculator.create_new_calculation(silicon.atoms)
+        steps.append(calculator.dft.scf_loop.mixer.beta)
+    assert steps == [0.5, 0.1, 0.08]
+
+
 def test_spins_and_moments_are_those_of_the_prediction(oxygen):
     calculator = start_from_density(gpaw_for(oxygen), KnownDensity([oxygen]), hold=2)
     calculator.create_new_calculation(oxygen.atoms)
@@ -168,7 +200,7 @@ def test_spins_and_moments_are_those_of_the_prediction(oxygen):
     assert moment[2] == pytest.approx(2, abs=0.02)
     np.testing.assert_allclose(moments[:, 2], oxygen.calculation.moments, atol=0.02)
     energy, iterations = energy_and_iterations(oxygen.atoms, calculator)
-    assert iterations + 2 < 0.8 * oxygen.calculation.iterations
+    assert iterations + 2 <= 0.8 * oxygen.calculation.iterations
     assert energy == pytest.approx(oxygen.calculation.energy, abs=1e-4)
 
 

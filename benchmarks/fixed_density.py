@@ -1,0 +1,106 @@
+"""Energies, eigenvalues and forces of GPAW without self-consistency, against self-consistent ones.
+
+    export OMP_NUM_THREADS=1
+    python benchmarks/fixed_density.py --model si-pbe --stores data/si-pbe-test.store
+
+Structures come from stores of `eac data gpaw`, which hold the self-consistent results. Eigenvalues
+are those up to 3 eV above the Fermi level, each set relative to its own mean of the occupied ones;
+forces are those of the formula for self-consistent densities. Results go to OUT.json, one by one,
+and a table to OUT.md.
+"""
+
+import argparse
+import json
+import warnings
+from pathlib import Path
+from statistics import mean
+from time import process_time
+
+import numpy as np
+from ase.units import Ha
+from gpaw import GPAW
+from tqdm import tqdm
+
+from eac_ase import EACDensity
+from eac_ase.adapters.gpaw import fixed_density
+from eac_model.data import DensityStore
+from eac_model.data.sample import DensitySample
+from eac_model.files import replacing
+
+ABOVE = 3.0  # eV
+
+
+def compare(sample: DensitySample, model: EACDensity) -> dict[str, float]:
+    """Errors of one structure."""
+    exact = sample.calculation
+    began = process_time()
+    atoms = sample.atoms.copy()
+    atoms.calc = fixed_density(GPAW(**exact.settings, txt=None), model)
+    energy = atoms.get_potential_energy()
+    seconds = process_time() - began
+    found, _ = (np.array(values) for values in atoms.calc.dft.ibzwfs.get_all_eigs_and_occs())
+    found, known = found.reshape(exact.eigenvalues.shape) * Ha, exact.eigenvalues
+    occupied = exact.occupations > 0.5 * exact.occupations.max()
+    shift = (found - known)[occupied].mean()
+    near = known < exact.fermi_level + ABOVE
+    deviation = (found - known - shift)[near]
+    forces = atoms.get_forces()
+    return {
+        "meV an atom": 1000 * (energy - exact.energy) / len(atoms),
+        "meV of eigenvalues": 1000 * float(np.sqrt((deviation**2).mean())),
+        "meV/Å": 1000 * float(np.abs(forces - exact.forces).mean()),
+        "CPU time": seconds / exact.seconds,
+    }
+
+
+def main() -> None:
+    """Compare every structure of the stores."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="a bundled model or a model file")
+    parser.add_argument("--stores", nargs="+", type=Path, required=True)
+    parser.add_argument("--out", type=Path, help="stem of the files")
+    arguments = parser.parse_args()
+    warnings.simplefilter("ignore", UserWarning)
+    model = EACDensity(arguments.model)
+    out = arguments.out or (
+        Path(__file__).parent / "results" / f"fixed_density_{Path(arguments.model).stem}"
+    )
+    results = (
+        json.loads(out.with_suffix(".json").read_text())
+        if out.with_suffix(".json").exists()
+        else {}
+    )
+    for path in arguments.stores:
+        store = DensityStore.open(path)
+        for index, entry in enumerate(tqdm(store.entries, desc=path.name)):
+            name = entry.source.split()[0]
+            if name in results:
+                continue
+            results[name] = {"formula": entry.formula, **compare(store.read(index), model)}
+            with replacing(out.with_suffix(".json")) as temporary:
+                temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    families: dict[str, list[dict]] = {}
+    for name, found in results.items():
+        families.setdefault(name.split("/")[0], []).append(found)
+    lines = [
+        "Mean absolute errors against self-consistent calculations; CPU time as a ratio to theirs.",
+        "",
+        "| structures | number | energy, meV/atom | eigenvalues, meV | forces, meV/Å | CPU time |",
+        "|---|---|---|---|---|---|",
+    ]
+    for family, rows in families.items():
+        means = [
+            mean(abs(row[key]) for row in rows)
+            for key in ("meV an atom", "meV of eigenvalues", "meV/Å", "CPU time")
+        ]
+        figures = " | ".join(
+            f"{value:.{digits}f}" for value, digits in zip(means, (3, 1, 1, 2), strict=True)
+        )
+        lines.append(f"| {family} | {len(rows)} | {figures} |")
+    with replacing(out.with_suffix(".md")) as temporary:
+        temporary.write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()
