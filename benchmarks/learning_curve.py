@@ -1,10 +1,11 @@
 """Error on left-out frames against the number of training frames (arXiv 2508.04052, Fig. 2a).
 
     python benchmarks/learning_curve.py                 # data/water/*.h5
-    python benchmarks/learning_curve.py --folds 6 --steps 5000
+    python benchmarks/learning_curve.py --folds 6
 
-Fold k leaves out frame k and trains on the frames that follow it, cyclically. Finished runs are
-kept in the results file, an unfinished one resumes from its last checkpoint.
+Every run follows recipes/water-scan.yaml, which starts from the bundled model `water-pbe`. Fold k
+leaves out frame k and trains on the frames that follow it, cyclically. Finished runs are kept in
+the results file, an unfinished one resumes from its last checkpoint.
 """
 
 from __future__ import annotations
@@ -17,12 +18,14 @@ from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
-from runs import REPOSITORY, Results, configuration, expand, parser, run_once, show_progress
+from runs import REPOSITORY, Results, expand, parser, run_once, show_progress
 
 from eac_model.files import write_bytes
+from eac_model.training import TrainingConfig
 
-RECIPE = REPOSITORY / "recipes" / "water-scan.yaml"
-NETWORK: dict[str, Any] = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))["network"]
+RECIPE: dict[str, Any] = yaml.safe_load(
+    (REPOSITORY / "recipes" / "water-scan.yaml").read_text(encoding="utf-8")
+)
 """That of the bundled model."""
 
 
@@ -41,7 +44,7 @@ def main() -> None:
         "points": options.points,
         "learning_rate": options.learning_rate,
         "seed": options.seed,
-        "network": NETWORK,
+        "recipe": {k: RECIPE[k] for k in ("network", "loss", "initialize_from")},
     }
     results = Results(options.output, settings, table)
     todo = [(size, fold) for size in options.sizes for fold in range(options.folds)]
@@ -50,12 +53,30 @@ def main() -> None:
             continue
         print(f"[{number}/{len(todo)}] {size} frames, left out {Path(frames[fold]).name}")
         followers = [frames[(fold + 1 + i) % len(frames)] for i in range(size)]
-        config = configuration(options, followers, [frames[fold]], NETWORK, options.steps)
+        config = as_in_the_recipe(options, followers, frames[fold])
         found = run_once(config, options.runs / f"{size}-{fold}")
         results.add({"frames": size, "fold": fold, **found})
         draw(results.rows, options.output.with_suffix(".png"))
         print(f"    {found['nmae_percent']:.3f} %  {found['seconds']:.0f} s", flush=True)
     print(table(results.rows))
+
+
+def as_in_the_recipe(
+    options: argparse.Namespace, train: list[str], left_out: str
+) -> TrainingConfig:
+    """The recipe's run on some frames."""
+    data = {"train": train, "validation": left_out, "points_per_structure": options.points}
+    changed = {"steps": options.steps, "learning_rate": options.learning_rate}
+    return TrainingConfig.from_mapping(
+        RECIPE
+        | {
+            "data": data,
+            "optimisation": RECIPE["optimisation"] | changed,
+            "validate_every": options.steps,
+            "seed": options.seed,
+            "accelerator": options.accelerator,
+        }
+    )
 
 
 def by_size(rows: list[dict[str, Any]]) -> dict[int, list[float]]:
@@ -94,7 +115,9 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 
 
 def _options() -> argparse.Namespace:
-    options = parser(__doc__ or "", "learning_curve", steps=3000)
+    recipe = RECIPE["optimisation"]
+    options = parser(__doc__ or "", "learning_curve", steps=recipe["steps"])
+    options.set_defaults(points=5000, learning_rate=recipe["learning_rate"])
     options.add_argument(
         "--sizes", type=int, nargs="+", default=[1, 2, 4, 5], help="numbers of training frames"
     )

@@ -125,3 +125,11 @@ def format_value(value: Any) -> str:
         case dict():
             return ", ".join(f"{key} {format_value(item)}" for key, item in value.items())
     return str(value)
+
+
+def show_configuration(keys: dict[str, Any], what: str) -> None:
+    """Keys of a training configuration, as YAML to copy."""
+    import yaml
+
+    Console().print(f"\nFor the configuration of `eac train`, to learn {what} too:", style="dim")
+    print(yaml.safe_dump(keys, sort_keys=False, default_flow_style=None, width=100), end="")

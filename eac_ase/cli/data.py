@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from time import perf_counter
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -21,8 +21,12 @@ from eac_ase.cli.console import (
     print_facts,
     print_json,
     say,
+    show_configuration,
     status,
 )
+
+if TYPE_CHECKING:
+    from eac_model.data import DensityStore
 
 data_app = typer.Typer(
     no_args_is_help=True, help="Collect densities of many calculations in one store."
@@ -175,9 +179,12 @@ def data_info(
     """List the samples of a store."""
     from eac_model.data import DensityStore
 
-    entries = DensityStore.open(store).entries
+    opened = DensityStore.open(store)
+    entries = opened.entries
+    layout = _gpaw_layout(opened)
     if as_json:
-        print_json({"store": str(store), "samples": [vars(entry) for entry in entries]})
+        content = {"store": str(store), "samples": [vars(entry) for entry in entries]}
+        print_json(content | ({"configuration": layout} if layout else {}))
         return
     table = Table(box=None, header_style="bold")
     for heading in (
@@ -204,3 +211,34 @@ def data_info(
             escape(entry.source),
         )
     Console().print(table)
+    if layout:
+        show_configuration(layout, "the matrices D")
+
+
+def _gpaw_layout(store: DensityStore) -> dict[str, Any]:
+    """What a training configuration needs of a store with GPAW's matrices: keys of ``network``."""
+    from ase.formula import Formula
+
+    found: dict[str, Any] = {}
+    seen: set[str] = set()
+    for index, entry in enumerate(store.entries):
+        symbols = set(Formula(entry.formula).count())
+        if not entry.onsite or symbols <= seen:
+            continue
+        calculation = store.read(index).calculation
+        if calculation is not None:
+            found |= calculation.datasets
+        seen |= symbols
+    if not found:
+        return {}
+    return {
+        "network": {
+            "onsite": {
+                "code": "GPAW",
+                "channels": {symbol: list(d.channels) for symbol, d in sorted(found.items())},
+                "datasets": {
+                    symbol: f"{d.name} {d.fingerprint}" for symbol, d in sorted(found.items())
+                },
+            }
+        }
+    }

@@ -18,8 +18,8 @@ from eac_ase.cli import app
 from eac_model.data import DensityStore
 
 COMMANDS = [
-    *("predict", "vasp", "demo", "train", "evaluate", "models", "info"),
-    *("data convert", "data info", "data gpaw"),
+    *("predict", "vasp", "demo", "partition", "train", "evaluate", "models", "info"),
+    *("data convert", "data info", "data gpaw", "models import"),
 ]
 
 

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import yaml
 from ase.build import bulk
+from typer.testing import CliRunner
 
 from eac_model.data import (
     Calculation,
@@ -106,3 +109,18 @@ def test_free_atoms_on_another_grid_or_with_nan_are_refused(tmp_path):
     spoilt = np.full(SHAPE, np.nan)
     with pytest.raises(GridError, match="NaN"):
         write_sample(tmp_path / "x.h5", replace(sample(), free_atoms=FreeAtoms(spoilt)))
+
+
+def test_data_info_prints_what_a_configuration_needs_of_matrices(tmp_path):
+    from eac_ase.cli import app
+
+    DensityStore.create(tmp_path / "store").append(sample())
+    result = CliRunner().invoke(app, ["data", "info", str(tmp_path / "store")])
+    found = yaml.safe_load(result.stdout[result.stdout.index("network:") :])
+    assert found["network"]["onsite"] == {
+        "code": "GPAW",
+        "channels": {"Na": [0, 0, 1]},
+        "datasets": {"Na": "Na.PBE abc"},
+    }
+    as_json = CliRunner().invoke(app, ["data", "info", str(tmp_path / "store"), "--json"])
+    assert json.loads(as_json.stdout)["configuration"] == found
