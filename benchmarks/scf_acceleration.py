@@ -279,8 +279,8 @@ def samples_of(arguments: argparse.Namespace) -> Iterator[tuple[str, DensitySamp
         for path in arguments.stores:
             store = DensityStore.open(path)
             for index, entry in enumerate(store.entries):
-                name = " ".join(entry.source.split()[:1])
-                yield f"{name} {entry.formula}", store.read(index)
+                family, _, number = entry.source.split()[0].removeprefix("test-").split("/")
+                yield f"{family} {int(number)} {entry.formula}", store.read(index)
         return
     for system in arguments.systems:
         atoms = SYSTEMS[system]()

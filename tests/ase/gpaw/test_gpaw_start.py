@@ -33,6 +33,7 @@ from eac_ase.adapters.gpaw import (
     fixed_density,
     start_from_density,
 )
+from eac_ase.analysis import dipole_moment
 
 SILICON = Settings(cutoff=200, kpoint_density=0.9)
 OXYGEN = Settings(cutoff=250, kpoint_density=None, smearing=0.0)
@@ -483,3 +484,37 @@ def test_classic_gpaw_holds_the_prediction_with_spin(oxygen, tmp_path):
 def test_cards_without_words_are_taken_at_their_word():
     assert tiny_model().card.provenance == Provenance()
     start_from_density(GPAW(mode="pw", xc="PBE", txt=None), tiny_model())
+
+
+# -- bundled models ----------------------------------------------------------------------------
+
+
+def test_silicon_starts_from_the_bundled_model_and_needs_no_self_consistency():
+    atoms = bulk("Si")
+    atoms.rattle(0.05, seed=3)
+    settings = {
+        "mode": {"name": "pw", "ecut": 400},
+        "xc": "PBE",
+        "kpts": {"size": (4, 4, 4), "gamma": True},
+        "occupations": {"name": "fermi-dirac", "width": 0.1},
+        "convergence": {"density": 1e-5},
+        "txt": None,
+    }
+    energy, iterations = energy_and_iterations(atoms, GPAW(**settings))
+    model = EACDensity("si-pbe", device="cpu")
+    calculator = start_from_density(GPAW(**settings), model)
+    found, count = energy_and_iterations(atoms, calculator)
+    assert found == pytest.approx(energy, abs=1e-5)
+    assert count + calculator.predicted_start.starts[0].passes <= iterations
+    kept, _ = energy_and_iterations(atoms, fixed_density(GPAW(**settings), model))
+    assert kept == pytest.approx(energy, abs=1e-3)
+
+
+def test_the_water_molecule_of_the_bundled_model_has_gpaw_s_dipole_moment():
+    atoms = molecule("H2O", vacuum=3.0)
+    settings = {"mode": {"name": "pw", "ecut": 400}, "xc": "PBE", "txt": None}
+    atoms.calc = start_from_density(GPAW(**settings), EACDensity("water-pbe", device="cpu"))
+    exact = atoms.get_dipole_moment()
+    found = dipole_moment(EACDensity("water-pbe", device="cpu").get_density_grid(atoms))
+    assert found.vector == pytest.approx(exact, abs=0.01)
+    assert np.linalg.norm(exact) > 0.3
