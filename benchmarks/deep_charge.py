@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from runs import REPOSITORY, RESULTS, Results, show_progress
 
 from eac_ase import EACDensity
 from eac_ase.evaluation import SampleErrors, evaluate_sample
@@ -28,7 +29,6 @@ from eac_model.data import DensitySample, DensityStore
 from eac_model.files import write_bytes
 from eac_model.training import TrainingConfig, train
 from eac_model.training.files import RunFiles, read_metrics
-from runs import REPOSITORY, RESULTS, Results, show_progress
 
 PUBLISHED = {"Si": 6.7e-4, "Al": 6.0e-4}
 """MAE on unseen structures, e/Å³, trained on 10⁵ points of one structure."""

@@ -177,12 +177,25 @@ def test_a_good_prediction_is_held_longer_than_a_poor_one(silicon):
     assert passes[1] == 1
 
 
-def test_holding_leaves_the_density_as_it_was_predicted(silicon):
-    calculator = start_from_density(gpaw_for(silicon), KnownDensity([silicon]))
+def test_passes_alone_leave_the_density_as_it_was_predicted(silicon):
+    calculator = start_from_density(gpaw_for(silicon), KnownDensity([silicon]), hold=3)
     calculator.create_new_calculation(silicon.atoms)
     density = calculator.dft.density
     np.testing.assert_allclose(density.nt_sR.data[0] / Bohr**3, silicon.density, rtol=1e-5)
     np.testing.assert_allclose(density.D_asii[0][0], silicon.onsite[0], atol=1e-6)
+
+
+def test_by_itself_the_start_improves_a_wrong_density_and_leaves_its_electrons(silicon):
+    wave = np.cos(2 * np.pi * np.arange(silicon.density.shape[0]) / silicon.density.shape[0])
+    wrong = replace(silicon, density=silicon.density * (1 + 0.01 * wave[:, None, None]))
+    off = []
+    for hold in (3, None):
+        calculator = start_from_density(gpaw_for(silicon), KnownDensity([wrong]), hold=hold)
+        calculator.create_new_calculation(silicon.atoms)
+        grid = calculator.dft.density.nt_sR.data[0] / Bohr**3
+        assert calculator.predicted_start.starts[0].passes <= 4
+        off.append(np.abs(grid - silicon.density).sum())
+    assert off[1] < 0.7 * off[0]
 
 
 def test_only_gpaw_s_default_mixer_gets_another_first_step(silicon):
