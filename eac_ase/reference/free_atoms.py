@@ -65,7 +65,8 @@ def solve(symbol: str, charge: int) -> Any:
             super().step()
             if charge < 0:
                 radius = (covalent_radii[self.Z] + WATSON) / Bohr
-                r = self.rgd.r_g  # type: ignore[union-attr]
+                grid: Any = self.rgd
+                r = grid.r_g
                 self.vr_sg += charge * r / np.maximum(r, radius)
 
     configuration = ion_configuration(symbol, charge)
