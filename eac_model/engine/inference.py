@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -263,21 +264,15 @@ def integrate_contributions(
     dipoles
         (n_spin, n_atoms, 3) ∫ρ_i (r − R_i) dr, e·Å (electrons counted positive).
     """
-    spanned = np.asarray(complete_cell(encoded.atoms) if cell is None else cell)
-    voxel = abs(np.linalg.det(spanned)) / np.prod(shape)
     wanted = _Wanted(integrals=True)
-    workers = _workers(network, encoded, devices)
-    size = block_size or _default_block(workers)
-    totals = [np.zeros((network.n_spin, len(encoded.atoms), 4)) for _ in workers]
 
-    def integrate(worker: _Worker, block: _Window) -> int:
-        for _, sums in _sums_in_blocks(worker, block[1], wanted, size):
-            totals[workers.index(worker)] += sums.integrals
-        return len(block[1])
+    def of_block(worker: _Worker, points: NDArray, size: int) -> Iterator[NDArray[np.float64]]:
+        for _, sums in _sums_in_blocks(worker, points, wanted, size):
+            yield sums.integrals
 
-    share(_blocks_of_grid(encoded, shape, cell, origin, size), workers, integrate, progress)
-    total = np.sum(totals, axis=0) * voxel
-    return total[..., 0], total[..., 1:]
+    return _integrate(
+        of_block, network, encoded, shape, cell, origin, block_size, devices, progress
+    )
 
 
 def integrate_density(
@@ -305,21 +300,43 @@ def integrate_density(
     moments
         (n_spin, 3) ∫ρ r dr, e·Å (electrons counted positive).
     """
+
+    def of_block(worker: _Worker, points: NDArray, size: int) -> Iterator[NDArray[np.float64]]:
+        weights = np.concatenate([np.ones((len(points), 1)), points], axis=1)
+        for some, sums in _sums_in_blocks(worker, points, _Wanted(), size):
+            yield sums.density.astype(np.float64) @ weights[some]
+
+    return _integrate(
+        of_block, network, encoded, shape, cell, origin, block_size, devices, progress
+    )
+
+
+def _integrate(
+    of_block: Callable[[_Worker, NDArray, int], Iterator[NDArray[np.float64]]],
+    network: DensityNetwork,
+    encoded: EncodedAtoms,
+    shape: tuple[int, int, int],
+    cell: NDArray | None,
+    origin: NDArray | None,
+    block_size: int | None,
+    devices: Devices,
+    progress: Progress | None,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Sums (…, 4) over all blocks of a grid times the volume of a point: electrons and moments."""
     spanned = np.asarray(complete_cell(encoded.atoms) if cell is None else cell)
     voxel = abs(np.linalg.det(spanned)) / np.prod(shape)
     workers = _workers(network, encoded, devices)
     size = block_size or _default_block(workers)
-    totals = [np.zeros((network.n_spin, 4)) for _ in workers]
+    totals: list[Any] = [0.0] * len(workers)
 
     def integrate(worker: _Worker, block: _Window) -> int:
-        points = block[1]
-        weights = np.concatenate([np.ones((len(points), 1)), points], axis=1)
-        for some, sums in _sums_in_blocks(worker, points, _Wanted(), size):
-            totals[workers.index(worker)] += sums.density.astype(np.float64) @ weights[some]
-        return len(points)
+        for sums in of_block(worker, block[1], size):
+            totals[workers.index(worker)] = totals[workers.index(worker)] + sums
+        return len(block[1])
 
     share(_blocks_of_grid(encoded, shape, cell, origin, size), workers, integrate, progress)
-    total = np.sum(totals, axis=0) * voxel
+    # A worker that had nothing to do left 0.
+    total = sum(totals) * voxel
     return total[..., 0], total[..., 1:]
 
 
