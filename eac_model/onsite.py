@@ -12,7 +12,7 @@ codes at (x, y, z) are e3nn's at (y, z, x).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal, Self
@@ -24,6 +24,7 @@ from e3nn import o3
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from eac_model.data.sample import PawDataset
 from eac_model.errors import ConfigurationError
 
 Code = Literal["VASP", "GPAW"]
@@ -67,6 +68,16 @@ class OnsiteLayout(BaseModel):
             if symbol not in self.channels or atomic_numbers.get(symbol, 0) < 1:
                 raise ValueError(f"{symbol!r} is no element with channels")
         return self
+
+    @classmethod
+    def of_gpaw(cls, datasets: Mapping[str, PawDataset]) -> Self:
+        """The layout of GPAW's matrices with these PAW data sets, by element symbol."""
+        by_symbol = sorted(datasets.items())
+        return cls(
+            code="GPAW",
+            channels={symbol: dataset.channels for symbol, dataset in by_symbol},
+            datasets={s: f"{dataset.name} {dataset.fingerprint}" for s, dataset in by_symbol},
+        )
 
     def size(self, symbol: str) -> int:
         """How many numbers an atom of this element has."""

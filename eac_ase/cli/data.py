@@ -27,6 +27,7 @@ from eac_ase.cli.console import (
 
 if TYPE_CHECKING:
     from eac_model.data import DensityStore
+    from eac_model.data.sample import PawDataset
 
 data_app = typer.Typer(
     no_args_is_help=True, help="Collect densities of many calculations in one store."
@@ -219,7 +220,9 @@ def _gpaw_layout(store: DensityStore) -> dict[str, Any]:
     """What a training configuration needs of a store with GPAW's matrices: keys of ``network``."""
     from ase.formula import Formula
 
-    found: dict[str, Any] = {}
+    from eac_model.onsite import OnsiteLayout
+
+    found: dict[str, PawDataset] = {}
     seen: set[str] = set()
     for index, entry in enumerate(store.entries):
         symbols = set(Formula(entry.formula).count())
@@ -231,14 +234,5 @@ def _gpaw_layout(store: DensityStore) -> dict[str, Any]:
         seen |= symbols
     if not found:
         return {}
-    return {
-        "network": {
-            "onsite": {
-                "code": "GPAW",
-                "channels": {symbol: list(d.channels) for symbol, d in sorted(found.items())},
-                "datasets": {
-                    symbol: f"{d.name} {d.fingerprint}" for symbol, d in sorted(found.items())
-                },
-            }
-        }
-    }
+    layout = OnsiteLayout.of_gpaw(found).model_dump(mode="json", exclude_defaults=True)
+    return {"network": {"onsite": layout}}

@@ -189,7 +189,8 @@ class NetworkConfig(CommonConfig):
             "value-weight" not in self.decoder or len(self.offset) != self.value_outputs
         ):
             raise ValueError("offset is one number for each output of the value-weight decoder")
-        if self.onsite is not None:
+        # The section of a training configuration may leave the layout to the data.
+        if isinstance(self.onsite, OnsiteLayout):
             for number in self.elements:
                 if chemical_symbols[number] not in self.onsite.channels:
                     raise ValueError(f"onsite.channels lacks {chemical_symbols[number]}")

@@ -31,6 +31,7 @@ from eac_model.network.config import (
     DeepChargeConfig,
     NetworkConfig,
 )
+from eac_model.onsite import OnsiteLayout
 
 Count = Annotated[int, Field(ge=1)]
 PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
@@ -53,6 +54,9 @@ class NetworkSection(NetworkConfig):
 
     elements: tuple[Annotated[int, Field(ge=1, le=118)], ...] = ()
     """Atomic numbers the model is built for, ascending; empty: those of the training data."""
+    onsite: OnsiteLayout | Literal["from-data"] | None = None  # type: ignore[assignment]
+    """On-site PAW data that are predicted beside the density; ``from-data``: the matrices D of the
+    GPAW calculations in the training data, whose PAW data sets lie beside the densities."""
 
 
 class DeepChargeSection(DeepChargeConfig):

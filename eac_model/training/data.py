@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -18,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from tqdm import tqdm
 
 from eac_model.data.readers import read_density
-from eac_model.data.sample import DensitySample, Provenance
+from eac_model.data.sample import DensitySample, PawDataset, Provenance
 from eac_model.data.sampling import SamplingMap, SamplingMixture, draw_points
 from eac_model.data.store import DensityStore
 from eac_model.errors import ConfigurationError, EACError
@@ -33,8 +34,8 @@ VALIDATION_BLOCK = 4000
 """Points evaluated at once in validation; bounds its memory."""
 
 
-EXAMPLE_ATOMS = 4000
-"""About so many atoms are enough to fit the readouts of on-site data to."""
+EXAMPLE_STRUCTURES = 300
+"""Structures with an element from which its readouts of on-site data are fitted."""
 
 
 class Source(Protocol):
@@ -54,6 +55,10 @@ class Source(Protocol):
         self, count: int, sampling: SamplingMixture, rng: np.random.Generator
     ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
         """Flat indices of ``count`` points drawn by a mixture, and their weights."""
+        ...
+
+    def paw_datasets(self) -> dict[str, PawDataset]:
+        """Element symbol → PAW data set, as far as the data say."""
         ...
 
 
@@ -81,6 +86,11 @@ class LoadedSource:
             self._map = SamplingMap.from_grid(self.atoms, self._sample.density)
         return draw_points(self._map or self._sample, count, sampling, rng)
 
+    def paw_datasets(self) -> dict[str, PawDataset]:
+        """Element symbol → PAW data set, as far as the data say."""
+        calculation = self._sample.calculation
+        return {} if calculation is None else calculation.datasets
+
 
 class StoredSource:
     """A density in a store; points are read when they are needed."""
@@ -105,6 +115,11 @@ class StoredSource:
         """Flat indices of ``count`` points drawn by a mixture, and their weights."""
         source = self._store.sampling_map(self._index) or self._store.read(self._index)
         return draw_points(source, count, sampling, rng)
+
+    def paw_datasets(self) -> dict[str, PawDataset]:
+        """Element symbol → PAW data set, as far as the data say."""
+        calculation = self._store.read(self._index).calculation
+        return {} if calculation is None else calculation.datasets
 
 
 class Batch:
@@ -488,12 +503,33 @@ def load_sources(config: TrainingConfig) -> tuple[list[Source], list[Source]]:
     return train, validation
 
 
+def onsite_layout(sources: Sequence[Source]) -> OnsiteLayout:
+    """The layout of GPAW's matrices D in the data.
+
+    Raises
+    ------
+    ConfigurationError
+        Nothing is known of the PAW data set of an element.
+    """
+    found: dict[str, PawDataset] = {}
+    for source in sources:
+        symbols = set(source.atoms.symbols)
+        if symbols <= found.keys():
+            continue
+        found |= source.paw_datasets()
+        if missing := symbols - found.keys():
+            raise ConfigurationError(
+                f"network.onsite: the data do not say which PAW data set {min(missing)} has. Only "
+                "stores made by `eac data gpaw` do; for others write out code and channels."
+            )
+    return OnsiteLayout.of_gpaw(found)
+
+
 def superposition_samples(
     train: Sequence[Source], data: DataSection, seed: int
 ) -> Iterator[DensitySample]:
-    """Point samples of up to 64 structures, for the fit of free-atom densities."""
-    chosen = left_out(seed, len(train), min(64, len(train)))
-    for index in chosen:
+    """Point samples for the fit of free-atom densities: up to 64 structures of every element."""
+    for index in _covering(train, seed, 64):
         source = train[index]
         if source.n_points <= 5000:
             yield source.select(np.arange(source.n_points))
@@ -502,25 +538,36 @@ def superposition_samples(
             yield source.select(np.sort(rng.choice(source.n_points, 5000, replace=False)))
 
 
+def _covering(train: Sequence[Source], seed: int, count: int) -> list[int]:
+    """Structures in an order drawn by the seed, but those whose elements all have ``count``."""
+    seen: Counter[str] = Counter()
+    chosen = []
+    for index in point_generator(seed, len(train)).permutation(len(train)):
+        symbols = set(train[index].atoms.symbols)
+        if any(seen[symbol] < count for symbol in symbols):
+            seen.update(symbols)
+            chosen.append(int(index))
+    return chosen
+
+
 def onsite_examples(
     config: TrainingConfig, train: Sequence[Source]
 ) -> list[tuple[AtomGraph, Tensor]]:
     """Atoms and their on-site data, (2, n, width), for the fit of the readouts.
 
-    Of all structures, or of as many, drawn by the seed, as have :data:`EXAMPLE_ATOMS` together.
+    Of every element those of :data:`EXAMPLE_STRUCTURES` structures, drawn by the seed.
     """
-    layout, examples, atoms = config.network.onsite, [], 0
+    layout = config.network.onsite
     if layout is None:
         return []
+    assert isinstance(layout, OnsiteLayout)
     dtype = torch.float64 if config.precision == "64" else torch.float32
     nowhere = np.empty(0, dtype=np.int64)
-    for index in point_generator(config.seed, len(train)).permutation(len(train)):
+    examples = []
+    for index in _covering(train, config.seed, EXAMPLE_STRUCTURES):
         sample = train[index].select(nowhere)
         rows = torch.as_tensor(onsite_rows(layout, sample), dtype=dtype)
         examples.append((atom_graph(sample.atoms, config.network.atom_cutoff, dtype), rows))
-        atoms += len(sample.atoms)
-        if atoms >= EXAMPLE_ATOMS:
-            break
     return examples
 
 

@@ -29,6 +29,7 @@ from eac_model.training.data import (
     Source,
     load_sources,
     onsite_examples,
+    onsite_layout,
     superposition_samples,
 )
 from eac_model.training.files import AtomicCheckpointIO, RunFiles, load_state
@@ -99,6 +100,10 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
         if resume:
             state = load_state(files.last)
     train_sources, validation_sources = load_sources(config)
+    if config.network.onsite == "from-data":
+        layout = onsite_layout([*train_sources, *validation_sources])
+        section = config.network.model_copy(update={"onsite": layout})
+        config = config.model_copy(update={"network": section})
     card = _card(config, train_sources)
     network, config, origin = _network(config, train_sources, validation_sources)
     prints = [_fingerprint(train_sources), _fingerprint(validation_sources)]
@@ -233,6 +238,7 @@ def _network(
                 )
         _check_elements(present, network.config.elements, "initialize_from")
         if "onsite" in config.network.model_fields_set:
+            assert config.network.onsite != "from-data"
             network = with_onsite(network, config.network.onsite)
     section = network_section.validate_python(network.config.model_dump())
     return network.train(), config.model_copy(update={"network": section}), header

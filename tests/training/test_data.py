@@ -7,6 +7,7 @@ from eac_model.data.sampling import SamplingMixture
 from eac_model.errors import ConfigurationError, DensityFileError
 from eac_model.neighbors import point_pairs
 from eac_model.network import NetworkConfig
+from eac_model.training.config import DataSection
 from eac_model.training.data import (
     BatchBuilder,
     LoadedSource,
@@ -15,6 +16,7 @@ from eac_model.training.data import (
     concatenate,
     load_sources,
     select_points,
+    superposition_samples,
 )
 
 from .synthetic import config, gaussian_density, grid, scattered, store_of
@@ -162,3 +164,13 @@ def test_spin_densities_reach_the_batch():
     )
     batch = builder([LoadedSource(spin)]).at_points(0)
     assert torch.allclose(batch.spin_density, 0.1 * batch.density)
+
+
+def test_every_element_is_among_the_structures_that_free_atoms_are_fitted_to():
+    common = [scattered(seed) for seed in range(70)]
+    rare = scattered(70)
+    rare.atoms.numbers[1] = 79
+    sources = [LoadedSource(sample) for sample in [*common, rare]]
+    chosen = list(superposition_samples(sources, DataSection(train=("x",)), seed=3))
+    assert any("Au" in sample.atoms.symbols for sample in chosen)
+    assert 64 <= len(chosen) <= 65

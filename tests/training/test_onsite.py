@@ -1,6 +1,7 @@
 """On-site data learned together with the density."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from eac_model.checkpoint import load_model
-from eac_model.data.sample import DensitySample
+from eac_model.data.sample import Calculation, DensitySample, PawDataset
 from eac_model.errors import ConfigurationError
 from eac_model.neighbors import atom_graph
 from eac_model.network import EACNet, NetworkConfig, build
@@ -252,3 +253,42 @@ def test_training_data_without_onsite_data_are_refused(tmp_path):
     frames = store_of(tmp_path / "bare", [scattered(seed) for seed in range(3)])
     with pytest.raises(ConfigurationError, match="no on-site data of H"):
         train(config(frames, network=ONSITE), tmp_path / "run")
+
+
+def with_datasets(seed: int) -> DensitySample:
+    """Matrices of one s projector each, and the PAW data sets they belong to."""
+    calculation = Calculation(
+        energy=0.0,
+        free_energy=0.0,
+        forces=np.zeros((3, 3)),
+        kpoints=np.zeros((1, 3)),
+        weights=np.ones(1),
+        eigenvalues=np.zeros((1, 1, 1)),
+        occupations=np.zeros((1, 1, 1)),
+        fermi_level=0.0,
+        iterations=1,
+        seconds=1.0,
+        datasets={
+            "O": PawDataset("O.PBE", "123", (0,), 6.0),
+            "H": PawDataset("H.PBE", "456", (0,), 1.0),
+        },
+    )
+    onsite = tuple(np.array([[value]]) for value in (1.5 + 0.1 * seed, 0.5, 0.5))
+    return replace(scattered(seed), onsite=onsite, calculation=calculation)
+
+
+def test_the_layout_may_come_from_the_data(tmp_path):
+    frames = store_of(tmp_path / "frames", [with_datasets(seed) for seed in range(3)])
+    run = config(frames, network={"onsite": "from-data"}, optimisation={"steps": 2})
+    network, _ = load_model(train(run, tmp_path / "run"))
+    assert network.config.onsite == OnsiteLayout(
+        code="GPAW",
+        channels={"H": (0,), "O": (0,)},
+        datasets={"H": "H.PBE 456", "O": "O.PBE 123"},
+    )
+
+
+def test_a_layout_from_data_that_do_not_say_it_is_refused(tmp_path, frames):
+    run = config(frames, network={"onsite": "from-data"}, optimisation={"steps": 2})
+    with pytest.raises(ConfigurationError, match=r"which PAW data set H has\. Only stores"):
+        train(run, tmp_path / "run")
