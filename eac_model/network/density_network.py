@@ -159,6 +159,13 @@ class DensityNetwork(nn.Module):
         :meth:`fitted`.
         """
 
+    def step_scales(self) -> dict[str, float]:
+        """Parameters whose natural size is not about one, and that size, by name.
+
+        Training scales the learning rate with it, so that all parameters move at one pace.
+        """
+        return {}
+
     def fitted(self) -> Iterator[tuple[str, Tensor]]:
         """What a model file holds beside the trained parameters, by name in the state dict."""
         if self.superposition is not None:

@@ -16,6 +16,9 @@ from eac_model.network.onsite import OnsiteHead
 from eac_model.network.radial import CutoffBasis, lengths
 from eac_model.network.value_weight import ValueWeightDecoder
 
+FUNCTION_SIZE = 0.3
+"""Size of the radial functions of the linear decoder beside weights of size one."""
+
 
 class EACNet(DensityNetwork):
     """Equivariant atomic contributions (arXiv 2508.04052) with the decoders of this project.
@@ -133,6 +136,14 @@ class EACNet(DensityNetwork):
     def forward(self, graph: AtomGraph, pairs: PointPairs, *, zonal: bool = True) -> Tensor:
         """Density at the points, (n_spin, n_points), e/Å³: ρ, or ρ↑ and ρ↓."""
         return self.density(self.spin_descriptors(graph), graph.numbers, pairs, zonal=zonal)
+
+    def step_scales(self) -> dict[str, float]:
+        """See :meth:`DensityNetwork.step_scales`: radial functions of the linear decoder."""
+        if self.linear is None:
+            return {}
+        # A step moves the functions of an element by itself times the sum of the attributes.
+        attributes = float(self.types.table.detach().abs().sum(dim=1).mean())
+        return {"linear.functions": FUNCTION_SIZE / attributes}
 
     def spin_descriptors(self, graph: AtomGraph) -> Tensor:
         """Descriptors that densities are made of, (n_spin, n, (l_max+1)², channels).

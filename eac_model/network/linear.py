@@ -30,7 +30,7 @@ class LinearDecoder(nn.Module):
         n_l, k = self.l_max + 1, config.linear_functions
         self.mixing = nn.Parameter(self.channels**-0.5 * torch.randn(n_l, self.channels, k))
         # Small: the density starts at the superposition (or at zero), not at noise.
-        self.functions = nn.Parameter(0.001 * torch.randn(attributes, n_l, k, self.basis.size))
+        self.functions = nn.Parameter(1e-4 * torch.randn(attributes, n_l, k, self.basis.size))
         self.register_buffer(
             "l_of_component",
             torch.tensor([l for l in range(self.l_max + 1) for _ in range(2 * l + 1)]),

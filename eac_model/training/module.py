@@ -148,7 +148,7 @@ class TrainingModule(pl.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimiser, and a scheduler that sets the learning rate of every step."""
         optimisation = self.training_config.optimisation
-        optimizer = make_optimizer(optimisation, list(self.network.parameters()))
+        optimizer = make_optimizer(optimisation, step_groups(self.network, optimisation))
         base = optimisation.learning_rate
         scheduler = LambdaLR(optimizer, lambda step: learning_rate(optimisation, step) / base)
         return {
@@ -157,7 +157,22 @@ class TrainingModule(pl.LightningModule):
         }
 
 
-def make_optimizer(config: OptimisationSection, parameters: list[torch.nn.Parameter]) -> Optimizer:
+def step_groups(network: DensityNetwork, config: OptimisationSection) -> list[dict[str, Any]]:
+    """Parameters by the size of their steps: all but the network's small ones take the full rate.
+
+    Their order is that of ``network.parameters()``, in groups.
+    """
+    scales = network.step_scales()
+    groups: dict[float, list[torch.nn.Parameter]] = {1.0: []}
+    for name, parameter in network.named_parameters():
+        groups.setdefault(scales.get(name, 1.0), []).append(parameter)
+    return [
+        {"params": parameters, "lr": config.learning_rate * scale}
+        for scale, parameters in groups.items()
+    ]
+
+
+def make_optimizer(config: OptimisationSection, parameters: list[dict[str, Any]]) -> Optimizer:
     """The optimiser of a configuration.
 
     Raises

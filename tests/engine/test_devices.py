@@ -49,7 +49,7 @@ def network(dtype=torch.float32, device="cpu", **chosen):
     with torch.no_grad():
         model.superposition.table.uniform_(0, 0.3)
         if model.linear is not None:
-            model.linear.functions.mul_(30)
+            model.linear.functions.mul_(300)
     return model.to(dtype).to(device).eval()
 
 

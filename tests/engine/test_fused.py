@@ -25,7 +25,7 @@ def network(dtype=torch.float32, **chosen):
     settings = {"elements": (1, 8), "channels": 4, "interactions": 1, "decoder": "linear"}
     model = EACNet(NetworkConfig(**settings | chosen)).to(dtype).eval()
     with torch.no_grad():
-        model.linear.functions.mul_(30)
+        model.linear.functions.mul_(300)
     return model
 
 

@@ -26,7 +26,7 @@ def network(dtype=torch.float64, **settings):
     model = EACNet(NetworkConfig(**defaults | settings))
     with torch.no_grad():
         model.superposition.table.uniform_(0, 1)
-        model.linear.functions.mul_(100)
+        model.linear.functions.mul_(1000)
     return model.to(dtype).eval()
 
 

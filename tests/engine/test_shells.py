@@ -53,7 +53,7 @@ def network(seed=0, dtype=torch.float32, **chosen):
         if model.superposition is not None:
             model.superposition.table.uniform_(0, 0.3)
         if model.linear is not None:
-            model.linear.functions.mul_(30)
+            model.linear.functions.mul_(300)
         if model.value_weight is not None:
             model.value_weight.value[-1].weight.mul_(30)
     return model.to(dtype).eval()

@@ -25,7 +25,7 @@ def prepared(spin=False):
     config = NetworkConfig(elements=(1, 8), l_max=1, channels=4, interactions=1, spin=spin)
     network = EACNet(config).eval()
     with torch.no_grad():
-        network.linear.functions.mul_(100)
+        network.linear.functions.mul_(1000)
     atoms = molecule("H2O", vacuum=2.0, pbc=True)
     atoms.set_initial_magnetic_moments([1.0, 0.5, 0.0])
     return network, encode(network, atoms)

@@ -19,7 +19,7 @@ def network(elements, **chosen):
     model = EACNet(NetworkConfig(**config | chosen)).eval()
     with torch.no_grad():
         if model.linear is not None:
-            model.linear.functions.mul_(100)
+            model.linear.functions.mul_(1000)
     return model
 
 

@@ -46,7 +46,7 @@ def small_network(seed=0, **settings):
     with torch.no_grad():
         network.superposition and network.superposition.table.uniform_(0, 1)
         if network.linear is not None:
-            network.linear.functions.mul_(100)
+            network.linear.functions.mul_(1000)
     return network
 
 

@@ -216,7 +216,7 @@ def test_the_errors_of_onsite_data_fall_and_are_logged(tmp_path):
     found = [float(r["validation_onsite_percent"]) for r in rows(tmp_path / "run")
              if r["validation_onsite_percent"]]  # fmt: skip
     # The first ones are good already: least squares on untrained descriptors.
-    assert found[0] < 90
+    assert min(found[:2]) < 90
     assert found[-1] < 0.9 * found[0]
     with safe_open(model, "pt") as file:
         blocks = json.loads(file.metadata()["card"])["training"]["validation_onsite_blocks_percent"]
