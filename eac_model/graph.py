@@ -23,6 +23,8 @@ class AtomGraph:
     """(e,) int64 | its neighbour, which sends it."""
     vectors: Tensor
     """(e, 3) float | from receiver to sender (nearest or any other periodic image), Å."""
+    magnetic: bool = True
+    """False: all moments are known to be zero, so both spins are the same."""
 
     @property
     def n_atoms(self) -> int:
@@ -35,7 +37,14 @@ class AtomGraph:
 
     def to(self, device: torch.device | str) -> AtomGraph:
         """The graph on another device."""
-        return AtomGraph(**{name: value.to(device) for name, value in vars(self).items()})
+        return replace(
+            self,
+            numbers=self.numbers.to(device),
+            magmoms=self.magmoms.to(device),
+            receivers=self.receivers.to(device),
+            senders=self.senders.to(device),
+            vectors=self.vectors.to(device),
+        )
 
     @staticmethod
     def concatenate(graphs: Sequence[AtomGraph]) -> AtomGraph:
@@ -47,6 +56,7 @@ class AtomGraph:
             receivers=torch.cat([g.receivers + o for g, o in zip(graphs, offsets, strict=True)]),
             senders=torch.cat([g.senders + o for g, o in zip(graphs, offsets, strict=True)]),
             vectors=torch.cat([graph.vectors for graph in graphs]),
+            magnetic=any(graph.magnetic for graph in graphs),
         )
 
 

@@ -109,14 +109,14 @@ def atom_graph(
     """
     i, j, vectors = _atom_pairs(atoms, cutoff)
     order = np.lexsort((vectors[:, 2], vectors[:, 1], vectors[:, 0], j, i))
+    moments = atoms.get_initial_magnetic_moments().astype(float)
     return AtomGraph(
         numbers=torch.as_tensor(atoms.numbers.astype(np.int64), device=device),
-        magmoms=torch.as_tensor(
-            atoms.get_initial_magnetic_moments().astype(float), dtype=dtype, device=device
-        ),
+        magmoms=torch.as_tensor(moments, dtype=dtype, device=device),
         receivers=torch.as_tensor(i[order], device=device),
         senders=torch.as_tensor(j[order], device=device),
         vectors=torch.as_tensor(vectors[order], dtype=dtype, device=device),
+        magnetic=bool(moments.any()),
     )
 
 

@@ -102,11 +102,12 @@ class DensityNetwork(nn.Module):
         raise NotImplementedError
 
     def spin_descriptors(self, graph: AtomGraph) -> Tensor:
-        """Descriptors that the n_spin densities are made of, (n_spin, n, …).
+        """Descriptors that the n_spin densities are made of, (1 or n_spin, n, …).
 
-        For ρ↑ those of the given moments, for ρ↓ those of the flipped ones.
+        For ρ↑ those of the given moments, for ρ↓ those of the flipped ones; one set for both where
+        there are no moments.
         """
-        if not self.config.spin:
+        if not (self.config.spin and graph.magnetic):
             return self.descriptors(graph).unsqueeze(0)
         both = self.descriptors(AtomGraph.concatenate([graph, graph.flipped()]))
         return torch.stack(both.split(graph.n_atoms))
@@ -117,7 +118,7 @@ class DensityNetwork(nn.Module):
         if self.superposition is not None:
             free = self.superposition.at_points(self.element_index[numbers], pairs)
             found = found + free / self.n_spin
-        return found
+        return found.expand(self.n_spin, -1)
 
     def onsite_data(self, spin_descriptors: Tensor, numbers: Tensor) -> Tensor:
         """On-site data, (n_spin, n, width): of all electrons, or of spin up and spin down.
@@ -126,7 +127,8 @@ class DensityNetwork(nn.Module):
         """
         if self.onsite is None:
             raise ValueError("This network predicts no on-site data (config.onsite is None).")
-        return torch.stack([self.onsite(d, numbers) for d in spin_descriptors])
+        found = torch.stack([self.onsite(d, numbers) for d in spin_descriptors])
+        return found.expand(self.n_spin, -1, -1)
 
     def fit_superposition(self, samples: Iterable[DensitySample], points: int = 5000) -> float:
         """Fit the free-atom tables to densities by weighted least squares.

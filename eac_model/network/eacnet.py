@@ -160,4 +160,5 @@ class EACNet(DensityNetwork):
         """Density at the points, (n_spin, n_points), from :meth:`spin_descriptors`."""
         found = [self.contributions(d, numbers, pairs, zonal=zonal) for d in spin_descriptors]
         of_spins = torch.cat([part.reshape(-1, *pairs.mask.shape) for part in found])
-        return torch.stack([pairs.sum_over_atoms(part) for part in of_spins])
+        densities = torch.stack([pairs.sum_over_atoms(part) for part in of_spins])
+        return densities.expand(self.n_spin, -1)

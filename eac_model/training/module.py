@@ -98,7 +98,7 @@ class TrainingModule(pl.LightningModule):
                 here = graph.to(network.device)
                 total, difference = onsite.to(network.device)
                 descriptors = network.spin_descriptors(here)
-                parts = [total]
+                parts = [total / network.n_spin]
                 if len(descriptors) == 2:
                     parts = [(total + difference) / 2, (total - difference) / 2]
                 for one, part in zip(descriptors, parts, strict=True):

@@ -6,6 +6,7 @@ import copy
 import functools
 import itertools
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -134,7 +135,7 @@ class TestContract:
     def test_descriptors_belong_to_atoms_and_densities_to_points(self, name, spin):
         network = make(name, spin=spin, superposition=True)
         assert network.n_spin == (2 if spin else 1)
-        graph, pairs = read(network, atoms_of(), points_of(7))
+        graph, pairs = read(network, atoms_of(magmoms=[1, 0, 0, -2]), points_of(7))
         descriptors = network.spin_descriptors(graph)
         assert descriptors.shape[:2] == (network.n_spin, 4)
         values = network.density(descriptors, graph.numbers, pairs)
@@ -142,6 +143,17 @@ class TestContract:
         assert values.dtype == network.dtype == torch.float64
         assert torch.equal(values, network(graph, pairs))
         assert values.abs().min() > 0
+
+    def test_without_moments_one_set_of_descriptors_serves_both_spins(self, name):
+        network = make(name, spin=True, superposition=True)
+        graph, pairs = read(network, atoms_of(), points_of(7))
+        one = network.spin_descriptors(graph)
+        two = network.spin_descriptors(replace(graph, magnetic=True))
+        assert (len(one), len(two)) == (1, 2)
+        up, down = network.density(one, graph.numbers, pairs)
+        assert torch.equal(up, down)
+        expected = network.density(two, graph.numbers, pairs)
+        torch.testing.assert_close(torch.stack([up, down]), expected, rtol=1e-12, atol=1e-12)
 
     def test_every_parameter_gets_a_gradient(self, name):
         network = make(name, spin=True)
