@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from eac_ase.calculator import EACDensity
+    from eac_ase.error_estimate import ErrorEstimate
     from eac_ase.evaluation import SampleErrors, evaluate_sample
     from eac_ase.grid import DensityGrid, LineCut, Plane, PlaneCut
     from eac_ase.plotting import plot_plane, save_plane
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DensityGrid",
     "EACDensity",
+    "ErrorEstimate",
     "LineCut",
     "Plane",
     "PlaneCut",
@@ -23,6 +25,7 @@ __all__ = [
 
 _HOMES = {
     "EACDensity": "calculator",
+    "ErrorEstimate": "error_estimate",
     "SampleErrors": "evaluation",
     "evaluate_sample": "evaluation",
     "plot_plane": "plotting",

@@ -23,14 +23,16 @@ from eac_model.data.sample import Provenance
 from eac_model.errors import ModelFileError
 from eac_model.files import write_bytes
 from eac_model.network import AnyNetworkConfig, DensityNetwork, build, network_config
+from eac_model.network.expected_error import ExpectedError
 
 FORMAT = "eac-model"
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 
-READABLE = ("2", "3")
-"""Format versions that can be read. Version 2 knew one architecture and did not name it."""
+READABLE = ("2", "3", "4")
+"""Format versions that can be read. Version 2 knew one architecture and did not name it, 3 no
+expected errors."""
 
-_FITTED = ("superposition.", "onsite.shift_", "onsite.spread_", "scale_")
+_FITTED = ("superposition.", "onsite.shift_", "onsite.spread_", "scale_", "expected_error.")
 """Names of what a model file holds beside trained parameters begin like this."""
 
 
@@ -124,6 +126,9 @@ def load_model(
         header = _read_header(path, file)
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     network = build(header.config, dtype or _floating_type(path, tensors))
+    if (references := tensors.get("expected_error.references")) is not None:
+        elements, _, features = references.shape
+        network.expected_error = ExpectedError(elements, features).to(network.dtype)
     expected = dict(_weights(network))
     shapes = {name: value.shape for name, value in expected.items()}
     if shapes != {name: value.shape for name, value in tensors.items()}:

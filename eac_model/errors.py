@@ -35,5 +35,9 @@ class GridError(EACError):
     """Two grids do not match, or a grid cannot be built for this cell."""
 
 
+class UnfamiliarStructureWarning(UserWarning):
+    """A structure is unlike all that a model was trained on."""
+
+
 class AnalysisError(EACError):
     """A partition, a dipole or a potential means nothing for this density, or lacks an input."""

@@ -93,6 +93,8 @@ class PointPairs:
     def sum_over_atoms(self, contributions: Tensor) -> Tensor:
         """Sum the contributions of all atoms at every point, (m, k) → (n_points,)."""
         total = contributions.new_zeros(self.n_points)
+        if self.n_points == 0:  # padding has no valid index then
+            return total
         return total.index_add(0, self.point.reshape(-1), contributions.reshape(-1))
 
     def edges(self) -> tuple[Tensor, Tensor, Tensor]:

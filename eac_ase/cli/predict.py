@@ -9,6 +9,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from ase.calculators.calculator import PropertyNotImplementedError
 from rich.console import Console
 
 from eac_ase.cli.app import app
@@ -193,7 +194,19 @@ def _predict(
 
 
 def _facts(calculator: EACDensity, atoms: Atoms, name: str, shape: Shape) -> dict[str, Any]:
-    return {
+    try:
+        estimate = calculator.get_error_estimate(atoms)
+    except PropertyNotImplementedError:
+        trust: dict[str, Any] = {}
+    else:
+        worst = int(estimate.atoms.argmax())
+        trust = {
+            "expected_error_percent": estimate.structure,
+            "expected_error_of_atoms_percent": estimate.atoms.tolist(),
+            "largest_at": f"{atoms.symbols[worst]} {worst}",
+            "unfamiliar_atoms": estimate.unfamiliar.tolist(),
+        }
+    return trust | {
         "structure": name,
         "formula": atoms.get_chemical_formula(),
         "atoms": len(atoms),
@@ -224,6 +237,14 @@ def _report(report: dict[str, Any], as_json: bool) -> None:
     }
     if "magnetic_moment" in report:
         rows["moment"] = f"{report['magnetic_moment']:.4f} μ_B"
+    if "expected_error_percent" in report:
+        largest = max(report["expected_error_of_atoms_percent"])
+        rows["expected error"] = (
+            f"{report['expected_error_percent']:.2f} %  (around {report['largest_at']} "
+            f"{largest:.2f} %)"
+        )
+        if report["unfamiliar_atoms"]:
+            rows["expected error"] = "unknown: surroundings unlike the training data"
     rows["wall time"] = f"{report['seconds']:.2f} s"
     rows["speed"] = f"{report['points_per_second']:,.0f} points/s"
     rows["written"] = "\n".join(report["files"])

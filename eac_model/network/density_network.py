@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from eac_model.data.sample import DensitySample
 from eac_model.graph import AtomGraph, PointPairs
 from eac_model.network.config import AnyNetworkConfig
+from eac_model.network.expected_error import ExpectedError
 from eac_model.network.free_atoms import fit_tables
 from eac_model.network.onsite import OnsiteHead
 from eac_model.network.superposition import Superposition
@@ -54,6 +55,8 @@ class DensityNetwork(nn.Module):
             else None
         )
         self.onsite: OnsiteHead | None = None
+        self.expected_error: ExpectedError | None = None
+        """Set once the network is trained, if structures were left out of training."""
         index = torch.full((119,), -1)
         index[list(config.elements)] = torch.arange(len(config.elements))
         self.register_buffer("element_index", index, persistent=False)
@@ -130,6 +133,13 @@ class DensityNetwork(nn.Module):
         found = torch.stack([self.onsite(d, numbers) for d in spin_descriptors])
         return found.expand(self.n_spin, -1, -1)
 
+    def atom_invariants(self, spin_descriptors: Tensor) -> Tensor | None:
+        """Numbers that tell surroundings of atoms apart, (n, …), the same however they are turned.
+
+        None for networks without descriptors of atoms.
+        """
+        return None
+
     def fit_superposition(self, samples: Iterable[DensitySample], points: int = 5000) -> float:
         """Fit the free-atom tables to densities by weighted least squares.
 
@@ -174,3 +184,6 @@ class DensityNetwork(nn.Module):
             yield "superposition.table", self.superposition.get_buffer("table")
         if self.onsite is not None:
             yield from ((f"onsite.{name}", value) for name, value in self.onsite.fitted())
+        if self.expected_error is not None:
+            found = self.expected_error.fitted()
+            yield from ((f"expected_error.{name}", value) for name, value in found)

@@ -137,6 +137,14 @@ class EACNet(DensityNetwork):
         """Density at the points, (n_spin, n_points), e/Å³: ρ, or ρ↑ and ρ↓."""
         return self.density(self.spin_descriptors(graph), graph.numbers, pairs, zonal=zonal)
 
+    def atom_invariants(self, spin_descriptors: Tensor) -> Tensor:
+        """Scalars and lengths of the descriptors, means over the spins, (n, (l_max+1)·channels)."""
+        parts = [spin_descriptors[:, :, 0]]
+        for l in range(1, self.config.l_max + 1):
+            of_l = spin_descriptors[:, :, l * l : (l + 1) ** 2]
+            parts.append(of_l.square().mean(dim=2).sqrt())
+        return torch.cat(parts, dim=2).mean(dim=0)
+
     def step_scales(self) -> dict[str, float]:
         """See :meth:`DensityNetwork.step_scales`: radial functions of the linear decoder."""
         if self.linear is None:

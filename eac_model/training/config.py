@@ -167,7 +167,8 @@ class LossSection(_Section):
     onsite_weight: NonNegativeFloat = 0.01
     """Networks with on-site data (``network.onsite``): factor of their term, the mean over atoms
     and blocks of the root mean square deviation of a block in units of its spread; with spin, of
-    the sum and of the difference of the spins."""
+    the sum and of the difference of the spins. 0: descriptors learn from the density alone, which
+    is then better; the readouts of on-site data are fitted to them all the same."""
 
 
 class ProvenanceSection(_Section):

@@ -529,7 +529,7 @@ def superposition_samples(
     train: Sequence[Source], data: DataSection, seed: int
 ) -> Iterator[DensitySample]:
     """Point samples for the fit of free-atom densities: up to 64 structures of every element."""
-    for index in _covering(train, seed, 64):
+    for index in covering(train, seed, 64):
         source = train[index]
         if source.n_points <= 5000:
             yield source.select(np.arange(source.n_points))
@@ -538,7 +538,7 @@ def superposition_samples(
             yield source.select(np.sort(rng.choice(source.n_points, 5000, replace=False)))
 
 
-def _covering(train: Sequence[Source], seed: int, count: int) -> list[int]:
+def covering(train: Sequence[Source], seed: int, count: int) -> list[int]:
     """Structures in an order drawn by the seed, but those whose elements all have ``count``."""
     seen: Counter[str] = Counter()
     chosen = []
@@ -564,7 +564,7 @@ def onsite_examples(
     dtype = torch.float64 if config.precision == "64" else torch.float32
     nowhere = np.empty(0, dtype=np.int64)
     examples = []
-    for index in _covering(train, config.seed, EXAMPLE_STRUCTURES):
+    for index in covering(train, config.seed, EXAMPLE_STRUCTURES):
         sample = train[index].select(nowhere)
         rows = torch.as_tensor(onsite_rows(layout, sample), dtype=dtype)
         examples.append((atom_graph(sample.atoms, config.network.atom_cutoff, dtype), rows))

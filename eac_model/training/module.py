@@ -84,7 +84,8 @@ class TrainingModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Now and then, fit the readouts of on-site data to the descriptors of the moment."""
-        if self.global_step % REGRESS_EVERY == 0:
+        weight = self.training_config.loss.onsite_weight
+        if weight > 0 and self.global_step % REGRESS_EVERY == 0:
             self.fit_readouts(self.network)
 
     @torch.no_grad()
@@ -108,10 +109,11 @@ class TrainingModule(pl.LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of one batch."""
-        prediction, onsite = self._predict(batch)
+        weight = self.training_config.loss.onsite_weight
+        prediction, onsite = self._predict(batch, with_onsite=weight > 0)
         loss = density_loss(self.training_config.loss, prediction, batch)
         if onsite is not None:
-            loss = loss + self.training_config.loss.onsite_weight * onsite_loss(onsite)
+            loss = loss + weight * onsite_loss(onsite)
         with torch.no_grad():
             one = torch.ones(1, dtype=torch.float64, device=loss.device)
             now = torch.cat([one, loss.reshape(1).double(), absolute_sums(prediction, batch)])
@@ -127,18 +129,18 @@ class TrainingModule(pl.LightningModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Add one block of a left-out structure."""
-        prediction, onsite = self._predict(batch)
+        prediction, onsite = self._predict(batch, with_onsite=True)
         self.validation_sums[batch.structure] += absolute_sums(prediction, batch)
         if onsite is not None:
             known = ~onsite.isnan()
             squares = onsite.double().nan_to_num().square().sum(dim=1)
             self.onsite_sums += torch.stack([squares, known.sum(dim=1).double()])
 
-    def _predict(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+    def _predict(self, batch: Batch, *, with_onsite: bool) -> tuple[Tensor, Tensor | None]:
         """Density at the points and errors of the on-site data."""
         descriptors = self.network.spin_descriptors(batch.graph)
         density = self.network.density(descriptors, batch.graph.numbers, batch.pairs)
-        return density, onsite_errors(self.network, descriptors, batch)
+        return density, onsite_errors(self.network, descriptors, batch) if with_onsite else None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what a resumed run is compared with."""

@@ -22,6 +22,7 @@ from eac_model.errors import ConfigurationError
 from eac_model.files import write_bytes
 from eac_model.network import DensityNetwork, build, network_config, with_onsite
 from eac_model.registry import find_model
+from eac_model.training.calibration import calibrate
 from eac_model.training.callbacks import ErrorBar, ExponentialAverage, Recorder
 from eac_model.training.config import TrainingConfig, network_section
 from eac_model.training.data import (
@@ -125,6 +126,8 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
 
     if state is None or state["global_step"] < config.optimisation.steps:
         _fit(config, files, network, train_sources, validation_sources, prints, state, save)
+    if validation_sources and _is_first_process():
+        calibrate(files.model, config, train_sources, validation_sources)
     return files.model
 
 
@@ -228,6 +231,7 @@ def _network(
         path = find_model(config.initialize_from)
         header = read_header(path)
         network, _ = load_model(path, dtype=dtype)
+        network.expected_error = None
         found = network.config.model_dump()
         for key in sorted(config.network.model_fields_set - {"onsite"}):
             wanted = config.network.model_dump()[key]

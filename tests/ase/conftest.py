@@ -45,8 +45,7 @@ def tiny_network(**changes: object) -> EACNet:
         network = EACNet(NetworkConfig(**settings)).double()
     network.fit_superposition([gaussian_water()])
     with torch.no_grad():
-        for parameter in network.linear.parameters():
-            parameter *= 1.5
+        network.linear.functions *= 20
     return network
 
 

@@ -144,6 +144,10 @@ class TestContract:
         assert torch.equal(values, network(graph, pairs))
         assert values.abs().min() > 0
 
+    def test_no_points_have_no_density(self, name):
+        network = make(name)
+        assert network(*read(network, atoms_of(), np.empty((0, 3)))).shape == (1, 0)
+
     def test_without_moments_one_set_of_descriptors_serves_both_spins(self, name):
         network = make(name, spin=True, superposition=True)
         graph, pairs = read(network, atoms_of(), points_of(7))
