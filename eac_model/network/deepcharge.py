@@ -206,7 +206,7 @@ class DeepCharge(DensityNetwork):
             sums = rows.new_zeros(4 * n_points * KNOTS)
             sums = sums.index_add(0, target[chosen].reshape(-1), products[chosen].reshape(-1))
             mixed = mixed + sums.view(-1, KNOTS) @ coefficients
-        return mixed.view(n_points, 4, -1)
+        return mixed.view(n_points, 4, mixed.shape[1])
 
 
 class ResidualNetwork(nn.Module):
