@@ -12,7 +12,7 @@ codes at (x, y, z) are e3nn's at (y, z, x).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Literal, Self
@@ -79,6 +79,25 @@ class OnsiteLayout(BaseModel):
             datasets={s: f"{dataset.name} {dataset.fingerprint}" for s, dataset in by_symbol},
         )
 
+    def covers(self, symbols: Iterable[str]) -> bool:
+        """Whether the layout has channels of all these elements."""
+        return set(symbols) <= self.channels.keys()
+
+    def channels_of(self, symbol: str) -> Channels:
+        """l of every projector channel of an element.
+
+        Raises
+        ------
+        ConfigurationError
+            The layout has none of it.
+        """
+        if symbol not in self.channels:
+            raise ConfigurationError(
+                f"There is no on-site layout of {symbol}, only of {', '.join(self.channels)} "
+                "(network.onsite.channels)."
+            )
+        return self.channels[symbol]
+
     def size(self, symbol: str) -> int:
         """How many numbers an atom of this element has."""
         return self.basis(symbol).shape[0]
@@ -114,7 +133,7 @@ class OnsiteLayout(BaseModel):
 
     def blocks(self, symbol: str) -> tuple[OnsiteBlock, ...]:
         """The blocks of an element in the order of :meth:`irreps`."""
-        return _blocks(self.code, self.channels[symbol], self.l_max)
+        return _blocks(self.code, self.channels_of(symbol), self.l_max)
 
     def basis(self, symbol: str) -> NDArray[np.float64]:
         """Matrix U from irreps (e3nn's components in the frame x, y, z) to the code's numbers.
@@ -125,7 +144,7 @@ class OnsiteLayout(BaseModel):
             Shape (size, dim of irreps), orthonormal columns: numbers = U @ irreps, and
             irreps = Uᵀ @ numbers.
         """
-        return _basis(self.code, self.channels[symbol], self.l_max)
+        return _basis(self.code, self.channels_of(symbol), self.l_max)
 
 
 @lru_cache(maxsize=256)

@@ -243,10 +243,11 @@ def check_setups(model: DensityModel, atoms: Atoms, setups: Iterable[Any]) -> No
     for setup in {setup.symbol: setup for setup in setups}.values():
         symbol, name = setup.symbol, model.card.name
         channels = tuple(int(l) for l in setup.l_j)
-        if channels != layout.channels[symbol]:
+        expected = layout.channels_of(symbol)
+        if channels != expected:
             raise ConfigurationError(
                 f"Projectors of {symbol}: l = {_list(channels)} in GPAW's {dataset_name(setup)!r}, "
-                f"{_list(layout.channels[symbol])} in the matrices of the model {name!r}. {remedy}"
+                f"{_list(expected)} in the matrices of the model {name!r}. {remedy}"
             )
         known, _, fingerprint = layout.datasets.get(symbol, "").partition(" ")
         ours = dataset_name(setup)

@@ -205,7 +205,7 @@ def _check_channels(run: VaspRun, layout: OnsiteLayout, name: str) -> None:
             "Leave them out (--no-occupancies, occupancies=False)."
         )
     for dataset in run.datasets:
-        expected = layout.channels[dataset.symbol]
+        expected = layout.channels_of(dataset.symbol)
         if tuple(expected) != dataset.channels:
             raise ConfigurationError(
                 f"Projectors of {dataset.symbol}: l = {_list(dataset.channels)} in POTCAR "

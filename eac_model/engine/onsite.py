@@ -29,8 +29,6 @@ def evaluate_onsite(network: DensityNetwork, encoded: EncodedAtoms) -> list[Rows
         raise ValueError("This network predicts no on-site data (config.onsite is None).")
     with torch.no_grad():
         values = network.onsite_data(encoded.descriptors, encoded.numbers).cpu().numpy()
-    # Without moments both spins are the same, and encoded once.
-    values = np.repeat(values, network.n_spin // len(values), axis=0)
     shapes = [layout.shape(chemical_symbols[number]) for number in encoded.atoms.numbers]
     return [
         [row[: math.prod(shape)].reshape(shape) for row, shape in zip(spin, shapes, strict=True)]

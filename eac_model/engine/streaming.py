@@ -102,7 +102,7 @@ def stream_grid(
     partial = targets[0].with_name(targets[0].name + ".partial.h5")
     layout = network.config.onsite
     onsite: Onsite = (None, None)
-    if layout is not None:
+    if layout is not None and layout.covers(encoded.atoms.symbols):
         onsite = total_and_spin(evaluate_onsite(network, encoded))
     provenance = provenance or Provenance()
     files = [target for target in targets if target.suffix.lower() == ".h5"]

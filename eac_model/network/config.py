@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, Self
 
 from annotated_types import Len
-from ase.data import chemical_symbols
 from pydantic import (
     BaseModel,
     ConfigDict,
@@ -160,7 +159,7 @@ class NetworkConfig(CommonConfig):
 
     onsite: OnsiteLayout | None = None
     """On-site PAW data that are predicted beside the density, from which VASP or GPAW can truly
-    start; None: the density only."""
+    start; None: the density only. Elements without channels have none."""
 
     @property
     def value_outputs(self) -> int:
@@ -189,11 +188,6 @@ class NetworkConfig(CommonConfig):
             "value-weight" not in self.decoder or len(self.offset) != self.value_outputs
         ):
             raise ValueError("offset is one number for each output of the value-weight decoder")
-        # The section of a training configuration may leave the layout to the data.
-        if isinstance(self.onsite, OnsiteLayout):
-            for number in self.elements:
-                if chemical_symbols[number] not in self.onsite.channels:
-                    raise ValueError(f"onsite.channels lacks {chemical_symbols[number]}")
         return self
 
 

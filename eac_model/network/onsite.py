@@ -52,8 +52,8 @@ class OnsiteHead(nn.Module):
         if config.onsite is None:
             raise ValueError("This configuration has no on-site layout (config.onsite).")
         self.layout = config.onsite
-        self.symbols = [chemical_symbols[z] for z in config.elements]
-        self.numbers = config.elements
+        self.numbers = tuple(z for z in config.elements if self._covers(z))
+        self.symbols = [chemical_symbols[z] for z in self.numbers]
         self.n_spin = 2 if config.spin else 1
         self.width = self.layout.width
         natural = {ir for _, ir in natural_irreps(1, config.l_max)}
@@ -80,6 +80,9 @@ class OnsiteHead(nn.Module):
             self.register_buffer(f"shift_{symbol}", torch.zeros(dim))
             self.register_buffer(f"spread_{symbol}", torch.ones(dim))
 
+    def _covers(self, number: int) -> bool:
+        return self.layout.covers([chemical_symbols[number]])
+
     def forward(self, descriptors: Tensor, numbers: Tensor) -> Tensor:
         """On-site data in the code's order.
 
@@ -93,7 +96,7 @@ class OnsiteHead(nn.Module):
         Returns
         -------
         Tensor
-            (n, width); rows of elements with fewer numbers end in zeros.
+            (n, width); rows of elements with fewer numbers, or none, end in zeros.
         """
         features = self.features(descriptors)
         result = descriptors.new_zeros(len(descriptors), self.width)

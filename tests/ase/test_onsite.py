@@ -7,7 +7,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 
 from eac_ase import DensityGrid, EACDensity
 from eac_model.data.sample import DensitySample
-from eac_model.errors import GridError
+from eac_model.errors import ConfigurationError, GridError
 from eac_model.onsite import OnsiteLayout
 
 from .conftest import tiny_network, write_model
@@ -156,3 +156,12 @@ def test_writing_slab_by_slab_refuses_what_it_cannot_do(vasp_model, crystal, tmp
     with pytest.raises(GridError, match="three vectors"):
         EACDensity(vasp_model).write_density(tmp_path / "CHGCAR", molecule("H2O"))
     assert not list(tmp_path.iterdir())
+
+
+def test_a_structure_with_elements_outside_the_layout_keeps_its_density(crystal, tmp_path):
+    network = tiny_network(onsite=OnsiteLayout(code="VASP", channels={"H": (0,)}), l_max=2)
+    calculator = EACDensity(write_model(tmp_path / "partial.safetensors", network))
+    assert calculator.get_density_grid(crystal, shape=(6, 6, 6)).onsite is None
+    calculator.write_density(tmp_path / "x.h5", crystal, shape=(6, 6, 6))
+    with pytest.raises(ConfigurationError, match="no on-site layout of O, only of H"):
+        calculator.get_augmentation(crystal)

@@ -134,9 +134,16 @@ def test_layouts_that_mean_nothing_are_refused(wrong):
         OnsiteLayout(**wrong)
 
 
-def test_every_element_of_a_network_needs_channels():
-    with pytest.raises(ValidationError, match=r"onsite.channels lacks O"):
-        NetworkConfig(elements=(1, 8), onsite=layout(channels={"H": (0,)}))
+def test_elements_without_channels_have_no_onsite_data():
+    found = network(layout(channels={"H": (0, 0)}))
+    atoms = water()
+    graph = atom_graph(atoms, found.config.atom_cutoff, torch.float64)
+    rows = found.onsite_data(found.spin_descriptors(graph), graph.numbers)[0]
+    hydrogen = graph.numbers == 1
+    assert (rows[~hydrogen] == 0).all()
+    assert (rows[hydrogen].abs().sum(dim=1) > 0).all()
+    with pytest.raises(ConfigurationError, match="no on-site layout of O, only of H"):
+        found.config.onsite.size("O")
 
 
 # -- the head ------------------------------------------------------------------------------------
