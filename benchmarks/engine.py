@@ -3,8 +3,8 @@
     python benchmarks/engine.py                      # everything, one thread, some 20 minutes
     python benchmarks/engine.py speed --l-max 3      # one measurement
 
-Results go into benchmarks/results/engine.json and are drawn beside it. Networks have random
-weights: speed does not depend on them. All ratios are formed within one run, of the best of
+Results go into benchmarks/results/engine.json, with tables and a plot beside it. Networks have
+random weights: speed does not depend on them. All ratios are formed within one run, of the best of
 several repetitions.
 
 speed     Points a second of the value-weight and the linear decoder (with and without numba), and
@@ -13,10 +13,14 @@ speed     Points a second of the value-weight and the linear decoder (with and w
           arXiv 2508.04052). Cubic pieces of the grids are evaluated; cutoff 6 Å, two edge updates,
           weight S, as in the paper.
 linear    The linear decoder alone, with and without numba.
+fourier   Grids of crystals from closed-form Fourier coefficients against evaluation at the points.
+references  Errors of both against reference densities: ``--references MODEL STORE …``.
 resampling  Error and time of grids that come from the Fourier series of coarser ones.
 activations  Memory a training step keeps, and the price of recomputing it.
 threads   Both decoders on one core and on all, by the clock on the wall.
 training  Seconds a training step (forward, backward) with the zonal and with the e3nn form.
+convergence  Seconds and steps of both until a network has learned water to a given error.
+startup   Imports, a first and a second density of two-atom silicon in a fresh process.
 crystal   A whole ``get_density_grid`` of two-atom silicon against one iteration of GPAW.
 scaling   Time a point and peak memory from 48 to 100 000 atoms of water.
 """
@@ -45,7 +49,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from eac_model.engine import encode, evaluate_grid, fused
+from eac_model.engine import encode, evaluate_band_limited, evaluate_grid, fused
 from eac_model.engine.kernels import shell_kernels
 from eac_model.engine.shells import TERMS
 from eac_model.engine.value_weight import ShellValueWeight
@@ -60,6 +64,7 @@ POINT_CUTOFF = 6.0
 """Å, the paper's."""
 FINE_SPACING = 0.05
 """Å, of the grids that are resampled."""
+CONVERGENCE_STEPS = 160
 TIMED_POINTS = 32
 """The piece of the grid that is evaluated has this many points along every axis."""
 
@@ -79,8 +84,9 @@ def main() -> None:
         results[name] = kept + rows
         text = json.dumps(results, indent=1) + "\n"
         write_bytes(options.output, text.encode())
+        write_bytes(options.output.with_suffix(".md"), tables(results).encode())
     if "speed" in results:
-        draw(results["speed"], options.output.with_suffix(".png"))
+        draw(results, options.output.with_suffix(".png"))
 
 
 def measure_speed(options: argparse.Namespace) -> list[dict[str, Any]]:
@@ -144,6 +150,94 @@ def measure_linear(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_fourier(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Whole grids of crystals, descriptors left out: at points, and from Fourier coefficients."""
+    crystal = bulk("Si", "diamond", 5.43)
+    crystal.rattle(0.05, seed=0)
+    silicon64, liquid = silicon()[0], water()[0]
+    cases = [
+        ("silicon", crystal, (18,) * 3),
+        ("silicon", crystal, (36,) * 3),
+        ("silicon", silicon64, (54,) * 3),
+        ("silicon", silicon64, (100,) * 3),
+        ("water", liquid, (48,) * 3),
+        ("water", liquid, (140,) * 3),
+        ("water", liquid * (2, 1, 1), (96, 48, 48)),
+        ("water", liquid * (2, 2, 1), (96, 96, 48)),
+        ("water", liquid * (2, 2, 2), (96,) * 3),
+    ]
+    rows = []
+    for structure, atoms, shape in cases:
+        atoms.rattle(0.02, seed=1)  # no symmetry, of repeated cells neither
+        network = paper_network(atoms, 3, 32, decoder="linear", point_cutoff=4.0)
+        encoded = encode(network, atoms)
+        row: dict[str, Any] = {
+            "structure": structure,
+            "atoms": len(atoms),
+            "shape": list(shape),
+            "threads": options.threads,
+        }
+        begin = time.process_time()
+        evaluate_band_limited(network, encoded, shape)
+        row["fourier_first_seconds"] = time.process_time() - begin
+        row["fourier_seconds"] = shortest(
+            lambda: evaluate_band_limited(network, encoded, shape),  # noqa: B023
+            options.repeats,
+        )
+        for name, wanted in [("torch", False), ("numba", True)]:
+            with compiled_loop(wanted):
+                row[f"{name}_seconds"] = shortest(
+                    lambda: evaluate_grid(network, encoded, shape),  # noqa: B023
+                    options.repeats,
+                )
+            row[f"ratio_to_{name}"] = row[f"{name}_seconds"] / row["fourier_seconds"]
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def measure_references(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Errors of models at the points of reference grids, and of the waves these grids can hold."""
+    from eac_ase import DensityGrid, EACDensity
+    from eac_model.data import DensityStore
+    from eac_model.metrics import DensityErrors
+
+    if not options.references:
+        raise SystemExit("references: give --references MODEL STORE (any number of pairs)")
+    rows = []
+    for model, path in zip(options.references[::2], options.references[1::2], strict=True):
+        calculator = EACDensity(model, device="cpu")
+        store = DensityStore.open(path)
+        sums = [DensityErrors(), DensityErrors()]
+        electrons: list[list[float]] = [[], []]
+        for index in range(len(store)):
+            reference = DensityGrid.from_sample(store.read(index))
+            if not all(reference.pbc):
+                continue
+            voxel = reference.volume / reference.values.size
+            for number in (0, 1):
+                found = calculator.get_density_grid(
+                    reference.atoms, like=reference, band_limited=bool(number)
+                ).values
+                errors = DensityErrors.between(reference.values, found, voxel)
+                sums[number] += errors
+                electrons[number].append(errors.electrons_predicted)
+        points, waves = sums
+        rows.append(
+            {
+                "model": model,
+                "samples": len(electrons[0]),
+                "points_nmae_percent": points.as_dict()["nmae_percent"],
+                "waves_nmae_percent": waves.as_dict()["nmae_percent"],
+                "largest_difference_of_electrons": float(
+                    np.abs(np.subtract(electrons[0], electrons[1])).max()
+                ),
+            }
+        )
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
 def measure_resampling(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Water by water-scan on a fine grid: directly, and from the Fourier series of coarser ones."""
     from eac_ase import EACDensity
@@ -156,22 +250,26 @@ def measure_resampling(options: argparse.Namespace) -> list[dict[str, Any]]:
     direct = time.process_time() - began
     rows = []
     for spacing in (0.2, 0.15, 0.1, 0.07):
-        began = time.process_time()
-        found = calculator.get_density_grid(atoms, shape=fine, resample_from=spacing).values
-        seconds = time.process_time() - began
-        difference = np.abs(found - exact)
-        rows.append(
-            {
-                "shape": list(fine),
-                "coarse_shape": list(calculator.get_grid_shape(atoms, spacing=spacing)),
-                "resample_from": spacing,
-                "seconds": seconds,
-                "seconds_direct": direct,
-                "error_mae_percent": 100 * float(difference.sum() / np.abs(exact).sum()),
-                "largest_error_of_largest_density": float(difference.max() / exact.max()),
-            }
-        )
-        print(json.dumps(rows[-1]), flush=True)
+        for band_limited in (False, True):
+            began = time.process_time()
+            grid = calculator.get_density_grid(
+                atoms, shape=fine, resample_from=spacing, band_limited=band_limited
+            )
+            seconds = time.process_time() - began
+            difference = np.abs(grid.values - exact)
+            rows.append(
+                {
+                    "shape": list(fine),
+                    "coarse_shape": list(calculator.get_grid_shape(atoms, spacing=spacing)),
+                    "resample_from": spacing,
+                    "band_limited": band_limited,
+                    "seconds": seconds,
+                    "seconds_direct": direct,
+                    "error_mae_percent": 100 * float(difference.sum() / np.abs(exact).sum()),
+                    "largest_error_of_largest_density": float(difference.max() / exact.max()),
+                }
+            )
+            print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
@@ -268,6 +366,98 @@ def _train(network: EACNet, graph: AtomGraph, pairs: PointPairs, zonal: bool) ->
     network(graph, pairs, zonal=zonal).square().mean().backward()
 
 
+def measure_convergence(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """The same training of a value × weight network with both forms, on water-scan's water.
+
+    Weights, batches and the optimiser are the same: both take the same steps up to rounding.
+    """
+    from eac_ase import EACDensity
+
+    atoms, _ = water()
+    cell = np.asarray(atoms.cell)
+    teacher = EACDensity("water-scan", device="cpu")
+    graph = atom_graph(atoms, 4.0)
+
+    def batch(count: int, seed: int) -> tuple[PointPairs, Tensor]:
+        points = np.random.default_rng(seed).random((count, 3)) @ cell
+        density = torch.as_tensor(teacher.evaluate(points, atoms), dtype=torch.float32)
+        return point_pairs(atoms, points, POINT_CUTOFF), density
+
+    unseen, exact = batch(200, 10**6)
+    rows = []
+    for form in ("zonal", "e3nn"):
+        network = paper_network(atoms, 3, 20, decoder="value-weight").train()
+        optimizer = torch.optim.Adam(network.parameters(), lr=0.01)
+        schedule = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.99)
+        seconds, errors, times = 0.0, [], []
+        for step in range(CONVERGENCE_STEPS):
+            pairs, density = batch(60, step)
+            begin = time.process_time()
+            optimizer.zero_grad()
+            found = network(graph, pairs, zonal=form == "zonal")[0]
+            (found - density).abs().mean().backward()
+            optimizer.step()
+            seconds += time.process_time() - begin
+            schedule.step()
+            if step % 10 == 9:
+                with torch.no_grad():
+                    deviation = (network(graph, unseen)[0] - exact).abs().sum()
+                errors.append(100 * float(deviation / exact.abs().sum()))
+                times.append(seconds)
+        row: dict[str, Any] = {"form": form, "steps": CONVERGENCE_STEPS, "l_max": 3, "channels": 20}
+        row |= {"seconds": seconds, "error_percent": errors[-1], "reached": {}}
+        for target in (80, 40, 30, 25):
+            first = next((i for i, error in enumerate(errors) if error < target), None)
+            if first is not None:
+                reached = {"steps": 10 * (first + 1), "seconds": times[first]}
+                row["reached"][f"{target} %"] = reached
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
+def measure_startup(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What a fresh process costs until the first densities."""
+    rows = []
+    for numba in (True, False):
+        environment = os.environ | {"EAC_COMPILED": "1" if numba else "0"}
+        found = [
+            json.loads(
+                subprocess.run(
+                    [sys.executable, "-c", STARTUP],
+                    check=True,
+                    capture_output=True,
+                    text=True,
+                    env=environment,
+                ).stdout.splitlines()[-1]
+            )
+            for _ in range(options.repeats)
+        ]
+        row = {name: min(run[name] for run in found) for name in found[0]}
+        rows.append({"numba": numba} | row)
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+STARTUP = """
+import json, time
+begin = time.process_time()
+from ase.build import bulk
+from eac_ase import EACDensity
+marks = [time.process_time()]
+crystal = bulk("Si", "diamond", 5.43)
+crystal.rattle(0.05, seed=0)
+calculator = EACDensity("si-pbe", device="cpu")
+marks.append(time.process_time())
+for _ in range(2):
+    calculator.get_density_grid(crystal, shape=(18, 18, 18))
+    marks.append(time.process_time())
+    crystal.rattle(0.01, seed=1)
+names = ["import_seconds", "load_seconds", "first_density_seconds", "next_density_seconds"]
+print(json.dumps({n: b - a for n, a, b in zip(names, [begin, *marks], marks)}))
+"""
+
+
 def measure_crystal(options: argparse.Namespace) -> list[dict[str, Any]]:
     """Two atoms of silicon: a whole density, everything included, against one SCF iteration."""
     from gpaw.dft import DFT
@@ -321,31 +511,37 @@ def measure_scaling(options: argparse.Namespace) -> list[dict[str, Any]]:
         )
         rows.append(json.loads(found.stdout.splitlines()[-1]))
         print(json.dumps(rows[-1]), flush=True)
-    for row in rows:
-        row["seconds_per_point_ratio"] = row["seconds_per_point"] / rows[0]["seconds_per_point"]
     return rows
 
 
 def measure_one_size(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Water repeated: descriptors of all atoms, density on a piece of the grid."""
-    atoms, shape = water()
-    atoms *= (options.repeat,) * 3
-    network = paper_network(atoms, 3, 32, decoder="linear", point_cutoff=4.0)
-    begin = time.process_time()
-    encoded = encode(network, atoms)
-    encoding = time.process_time() - begin
+    """Water repeated: descriptors of all atoms, density on a piece of the grid.
+
+    The same piece of the cell itself is evaluated in turn, for the ratio of the two.
+    """
+    cell, shape = water()
+    network = paper_network(cell, 3, 32, decoder="linear", point_cutoff=4.0)
     n = 64
-    piece = np.asarray(atoms.cell) * (n / (options.repeat * np.array(shape)))[:, None]
-    origin = np.asarray(atoms.cell).sum(axis=0) * 0.37
-    seconds = shortest(
-        lambda: evaluate_grid(network, encoded, (n, n, n), cell=piece, origin=origin), 3
-    )
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    piece = np.asarray(cell.cell) * (n / np.array(shape))[:, None]
+    origin = np.asarray(cell.cell).sum(axis=0) * (0.37 * options.repeat)
+    small = encode(network, cell)
+    begin = time.process_time()
+    encoded = encode(network, cell * ((options.repeat,) * 3))
+    encoding = time.process_time() - begin
+    times: dict[str, list[float]] = {"small": [], "large": []}
+    for _ in range(5):
+        for name, structure in (("small", small), ("large", encoded)):
+            begin = time.process_time()
+            evaluate_grid(network, structure, (n, n, n), cell=piece, origin=origin)
+            times[name].append(time.process_time() - begin)
+    # The first call compiles, or loads what was compiled.
+    seconds = {name: min(of_name[1:]) for name, of_name in times.items()}
     row = {
-        "atoms": len(atoms),
+        "atoms": len(encoded.atoms),
         "encode_seconds": encoding,
-        "seconds_per_point": seconds / n**3,
-        "peak_memory_gib": peak,
+        "seconds_per_point": seconds["large"] / n**3,
+        "seconds_per_point_ratio": seconds["large"] / seconds["small"],
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
     print(json.dumps(row))
     return [row]
@@ -464,8 +660,36 @@ def compiled_loop(wanted: bool) -> Iterator[None]:
     fused.compiled_loop.cache_clear()
 
 
-def draw(rows: list[dict[str, Any]], path: Path) -> None:
-    """Points a second against L, one panel a structure and number of channels."""
+def tables(results: dict[str, list[dict[str, Any]]]) -> str:
+    """Markdown of all results, one table a measurement."""
+
+    def cell(value: Any) -> str:
+        if isinstance(value, float):
+            return f"{value:.4g}"
+        return json.dumps(value) if isinstance(value, dict) else str(value)
+
+    lines = []
+    for name, rows in results.items():
+        columns = list(dict.fromkeys(key for row in rows for key in row))
+        lines += [f"## {name}", "", "| " + " | ".join(columns) + " |"]
+        lines.append("|" + "---|" * len(columns))
+        for row in rows:
+            lines.append("| " + " | ".join(cell(row.get(key, "")) for key in columns) + " |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
+    """Points a second against L, one panel a structure and number of channels.
+
+    The linear decoder's are those of its own measurement where there is one: channels do not count.
+    """
+    rows = results["speed"]
+    linear = {
+        (row["structure"], row["l_max"]): row["numba"]
+        for row in results.get("linear", [])
+        if row["point_cutoff"] == POINT_CUTOFF
+    }
     cases = sorted({(row["structure"], row["channels"]) for row in rows})
     figure = Figure(figsize=(3.2 * len(cases), 3.4), layout="constrained")
     panels = figure.subplots(1, len(cases), sharey=True, squeeze=False)[0]
@@ -475,6 +699,8 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         degrees = [row["l_max"] for row in chosen]
         for key, label in LABELS.items():
             rates = [row.get(key, np.nan) for row in chosen]
+            if key == "linear":
+                rates = [linear.get((structure, row["l_max"]), row.get(key)) for row in chosen]
             axes.plot(degrees, rates, "o-", label=label)
         axes.set(title=f"{structure}, C = {channels}", xlabel="L", yscale="log", xticks=degrees)
     panels[0].set_ylabel("points / s")
@@ -492,7 +718,7 @@ LABELS = {
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     names = ("structure", "l_max", "channels", "threads", "atoms", "decoder", "shape", "symmetric")
-    names += ("point_cutoff", "resample_from")
+    names += ("point_cutoff", "resample_from", "band_limited", "model", "form", "numba")
     return all(a.get(name) == b.get(name) for name in names)
 
 
@@ -500,13 +726,14 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("measurements", nargs="*", default=list(MEASUREMENTS))
+    parser.add_argument("measurements", nargs="*", default=DEFAULT)
     parser.add_argument("--structures", nargs="+", default=list(STRUCTURES))
     parser.add_argument("--l-max", nargs="+", type=int, default=[2, 3, 4, 5])
     parser.add_argument("--channels", nargs="+", type=int, default=[20, 36])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--repeat", type=int, default=1, help=argparse.SUPPRESS)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--references", nargs="+", default=[], metavar="MODEL STORE")
     parser.add_argument("--output", type=Path, default=RESULTS)
     return parser.parse_args()
 
@@ -514,13 +741,20 @@ def _options() -> argparse.Namespace:
 MEASUREMENTS = {
     "speed": measure_speed,
     "linear": measure_linear,
+    "fourier": measure_fourier,
+    "references": measure_references,
     "resampling": measure_resampling,
     "activations": measure_activations,
     "threads": measure_threads,
     "training": measure_training,
+    "convergence": measure_convergence,
+    "startup": measure_startup,
     "crystal": measure_crystal,
     "scaling": measure_scaling,
 }
+
+DEFAULT = [name for name in MEASUREMENTS if name != "references"]
+"""What needs no data from elsewhere."""
 
 if __name__ == "__main__":
     main()

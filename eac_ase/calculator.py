@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from ase.calculators.calculator import (
 from numpy.typing import ArrayLike, NDArray
 from scipy.fft import next_fast_len
 
+from eac_ase.error_estimate import ErrorEstimate, estimate_error
 from eac_ase.grid import DensityGrid, Shape
 from eac_ase.progress import progress_bar
 from eac_model.checkpoint import ModelCard, load_model
@@ -25,6 +27,7 @@ from eac_model.engine import (
     EncodedAtoms,
     Streamed,
     encode,
+    evaluate_band_limited,
     evaluate_grid,
     evaluate_onsite,
     evaluate_points,
@@ -34,7 +37,7 @@ from eac_model.engine import (
     total_and_spin,
 )
 from eac_model.engine.onsite import Rows
-from eac_model.errors import GridError
+from eac_model.errors import GridError, UnfamiliarStructureWarning
 from eac_model.neighbors import check_structure
 from eac_model.network import DensityNetwork, EACNet
 from eac_model.registry import find_model
@@ -207,6 +210,7 @@ class EACDensity(BaseCalculator):
         like: DensityGrid | None = None,
         progress: bool | None = None,
         resample_from: float | None = None,
+        band_limited: bool = False,
     ) -> DensityGrid:
         """Density on a regular grid.
 
@@ -228,6 +232,12 @@ class EACDensity(BaseCalculator):
             other points from its Fourier series. Faster for fine grids, and approximate:
             components beyond the coarse grid's Nyquist frequency are lost. For water-scan from
             0.1 to 0.05 Å, see docs/performance.md.
+        band_limited
+            Of a crystal and a model with the linear decoder: keep the plane waves that the grid
+            can hold and drop the others, instead of taking the density at the points. The sum is
+            then the exact integral, wherever atoms sit between points, and small cells are
+            faster; but plane-wave codes take their densities at points, too, and models follow
+            them there (docs/performance.md).
 
         Returns
         -------
@@ -238,15 +248,22 @@ class EACDensity(BaseCalculator):
         Raises
         ------
         GridError
-            ``resample_from`` for a grid that is not that of a crystal's cell.
+            ``resample_from`` or ``band_limited`` for a grid that is not that of a crystal's cell.
+        ConfigurationError
+            ``band_limited`` for a model with another decoder.
         """
         atoms = self._structure(atoms)
         encoded = self._encode(atoms)
         cell, origin, shape = self._lattice(atoms, shape, spacing, like)
         coarse = shape
+        whole = np.allclose(cell, np.asarray(atoms.cell))
+        if band_limited and atoms.pbc.all() and not whole:
+            raise GridError(
+                "A band-limited density fills the structure's own cell, and this grid spans "
+                "another one. Leave band_limited out, or like."
+            )
         if resample_from is not None:
-            whole = np.allclose(cell, np.asarray(atoms.cell)) and not np.any(origin)
-            if not (atoms.pbc.all() and whole):
+            if not (atoms.pbc.all() and whole and not np.any(origin)):
                 raise GridError(
                     "resample_from needs a density that is periodic on the grid: the cell of a "
                     "structure that is periodic in three directions. Leave it out."
@@ -258,19 +275,24 @@ class EACDensity(BaseCalculator):
                 min(shape[2], proposed[2]),
             )
         with progress_bar("density", int(np.prod(coarse)), progress) as advance:
-            channels = evaluate_grid(
-                self.network,
-                encoded,
-                coarse,
-                cell=cell,
-                origin=origin,
-                devices=self._devices,
-                progress=advance,
-            )
+            if band_limited:
+                channels = evaluate_band_limited(
+                    self.network, encoded, coarse, origin=origin, progress=advance
+                )
+            else:
+                channels = evaluate_grid(
+                    self.network,
+                    encoded,
+                    coarse,
+                    cell=cell,
+                    origin=origin,
+                    devices=self._devices,
+                    progress=advance,
+                )
         grid = self._with_onsite(self._grid(atoms, channels, cell, origin), atoms)
         if coarse != shape:
             grid = grid.resample(shape)
-        if self.normalize and atoms.pbc.all() and np.allclose(cell, np.asarray(atoms.cell)):
+        if self.normalize and atoms.pbc.all() and whole:
             grid = grid * (self._electrons(atoms) / grid.integrate())
         return grid
 
@@ -553,6 +575,23 @@ class EACDensity(BaseCalculator):
         spins = self._onsite(self._structure(atoms), "GPAW")
         return {a: np.stack(matrices) for a, matrices in enumerate(zip(*spins, strict=True))}
 
+    def get_error_estimate(self, atoms: Atoms | None = None) -> ErrorEstimate:
+        """How far the density may be expected to be off, for the structure and for every atom.
+
+        Raises
+        ------
+        ase.calculators.calculator.PropertyNotImplementedError
+            The model knows nothing of its errors: no structures were left out of its training, or
+            its network has no descriptors of atoms.
+        """
+        estimate = estimate_error(self.network, self._encode(self._structure(atoms)))
+        if estimate is None:
+            raise PropertyNotImplementedError(
+                f"{self.card.name} has no error estimate. Train with `data.validation`; networks "
+                "other than EAC-Net have none."
+            )
+        return estimate
+
     # -- behind the scenes ---------------------------------------------------------------------
 
     def _structure(self, atoms: Atoms | None) -> Atoms:
@@ -587,6 +626,15 @@ class EACDensity(BaseCalculator):
             self._partitions = {}
             self._encoded = None  # frees the memory, and stays empty if the structure is refused
             self._encoded = encode(self.network, atoms)
+            estimate = estimate_error(self.network, self._encoded)
+            if estimate is not None and len(estimate.unfamiliar):
+                warnings.warn(
+                    f"{self.card.name} knows no surroundings like those of "
+                    f"{estimate.describe_unfamiliar(atoms)}: its error there is unknown "
+                    "(get_error_estimate).",
+                    UnfamiliarStructureWarning,
+                    stacklevel=3,
+                )
         return self._encoded
 
     def _at(
@@ -623,7 +671,8 @@ class EACDensity(BaseCalculator):
         return [[factor * row for row in spin] for spin in spins]
 
     def _with_onsite(self, grid: DensityGrid, atoms: Atoms) -> DensityGrid:
-        if self.network.config.onsite is None:
+        layout = self.network.config.onsite
+        if layout is None or not layout.covers(atoms.symbols):
             return grid
         total, spin = total_and_spin(self._onsite(atoms))
         return replace(grid, onsite=tuple(total), onsite_spin=None if spin is None else tuple(spin))

@@ -1,5 +1,6 @@
 """Fast evaluation of a trained network."""
 
+from eac_model.engine.fourier import evaluate_band_limited
 from eac_model.engine.inference import (
     EncodedAtoms,
     encode,
@@ -15,6 +16,7 @@ __all__ = [
     "EncodedAtoms",
     "Streamed",
     "encode",
+    "evaluate_band_limited",
     "evaluate_grid",
     "evaluate_onsite",
     "evaluate_points",

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from contextlib import contextmanager
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
+from ase.build import bulk
 from e3nn import o3
-from hypothesis import Phase, given, settings
+from hypothesis import Phase, assume, given, settings
 from hypothesis import strategies as st
 
 from eac_model.engine import (
@@ -16,10 +21,11 @@ from eac_model.engine import (
     evaluate_points,
     inference,
     integrate_contributions,
+    kernels,
     value_weight,
 )
 from eac_model.engine.descriptors import descriptors_in_blocks
-from eac_model.engine.kernels import shell_kernels
+from eac_model.engine.kernels import Kernels, shell_kernels
 from eac_model.engine.linear import ShellLinear
 from eac_model.engine.shells import (
     Shells,
@@ -33,6 +39,8 @@ from eac_model.engine.value_weight import ShellValueWeight
 from eac_model.neighbors import atom_graph, point_pairs, wrap_points
 from eac_model.network import EACNet, NetworkConfig, RadialBasis
 
+EXAMPLES = int(os.environ.get("EAC_EXAMPLES", "5"))
+"""Of every property; more of them by hand."""
 SKEWED = [[3.0, 0, 0], [1.0, 3.2, 0], [0.3, 0.4, 2.8]]
 WEIGHTS = ["I", "S", "MLP+S", "MLPxS", "SoftmaxxS", "smooth"]
 
@@ -103,22 +111,90 @@ cells = st.sampled_from(
 )
 
 
-@settings(max_examples=12, phases=[Phase.explicit, Phase.generate])
-@given(networks, cells, st.sampled_from([True, False, (True, False, True)]), st.integers(0, 99))
-def test_float32_equals_the_e3nn_form_to_two_millionths(chosen, cell, pbc, seed):
+crystals = st.sampled_from(
+    [
+        bulk("Si", "diamond", 5.43),
+        bulk("SiO", "zincblende", 4.4),
+        bulk("SiO", "cesiumchloride", 2.8),
+        bulk("OSi", "rocksalt", 4.4, cubic=True),
+    ]
+)
+TABLES = ("compiled", "shells", "batched")
+"""The loop of numba; shells on CPUs; shells as on GPUs, here on the CPU. And there is the network,
+which evaluates few pairs itself and rounds their distances to float32."""
+
+
+@contextmanager
+def path_taken(path):
+    """Evaluation goes this way."""
+    with pytest.MonkeyPatch.context() as patch:
+        if path == "network":
+            patch.setattr(inference, "shell_kernels", lambda _: Kernels())
+        else:
+            patch.setattr(inference, "PAIRS_AN_ATOM", 0)
+        if path != "compiled":
+            patch.setattr(kernels, "compiled_loop", lambda: None)
+        if path == "batched":
+            patch.setattr(kernels, "ShellValueWeight", partial(ShellValueWeight, batched=True))
+        yield
+
+
+def deviations(model, encoded, points, evaluate):
+    """Of all paths from the e3nn form, relative to the largest term: random networks cancel."""
+    # At a nucleus itself a direction is undefined, and with it the value × weight decoder.
+    away = encoded.image_tree.query(points)[0] > 1e-6
+    if not away.any():
+        return {}
+    expected = reference(model, encoded, points).numpy()[:, away]
+    terms = evaluate_points(model, encoded, points[away], contributions=True)
+    largest = max(np.abs(expected).max(), np.abs(terms).max())
+    # Three updates can make of random weights what no number of digits holds.
+    assume(0 < largest < 1e3)
+    found = {}
+    for path in (*TABLES, "network"):
+        with path_taken(path):
+            values = evaluate().reshape(-1, len(points))[:, away]
+        found[path] = np.abs(values - expected).max() / largest
+    return found
+
+
+def too_large(found, chosen):
+    """Deviations above their bounds."""
+    # Some random networks do not hold two millionths in float32 themselves: twice as much then.
+    bounds = {path: max(2e-6, 2 * found["network"]) for path in TABLES if path in found}
+    # MLP × S divides S by its sum over atoms, and near the cutoff the network's S has few digits.
+    divided = "value-weight" in chosen["decoder"] and chosen["weight"] == "MLPxS"
+    if "network" in found and not divided:
+        bounds["network"] = 1e-5
+    return {path: found[path] for path, bound in bounds.items() if not found[path] < bound}
+
+
+@settings(max_examples=EXAMPLES, phases=[Phase.explicit, Phase.generate])
+@given(
+    networks,
+    cells,
+    st.sampled_from([True, False, (True, False, True)]),
+    crystals,
+    st.tuples(*[st.integers(1, 5)] * 3),
+    st.sampled_from([{}, {"block_size": 17}, {"block_size": 17, "devices": ("cpu", "cpu")}]),
+    st.integers(0, 99),
+)
+def test_float32_equals_the_e3nn_form_to_two_millionths(
+    chosen, cell, pbc, crystal, shape, options, seed
+):
     model = network(seed, **chosen)
     assert shell_kernels(model)
     atoms = structure(seed, pbc, cell)
-    points = np.random.default_rng(seed).uniform(0, 4, (150, 3))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(inference, "PAIRS_AN_ATOM", 0)
-        encoded = encode(model, atoms)
-        found = evaluate_points(model, encoded, points)
-    # Relative to the largest term where random networks cancel.
-    terms = evaluate_points(model, encoded, points, contributions=True)
-    expected = reference(model, encoded, points).numpy()
-    largest = max(np.abs(expected).max(), np.abs(terms).max())
-    assert np.abs(found - expected).max() < 2e-6 * largest
+    points = np.random.default_rng(seed).uniform(0, 4, (50, 3))
+    encoded = encode(model, atoms)
+    evaluate = partial(evaluate_points, model, encoded, points, **options)
+    assert not too_large(deviations(model, encoded, points, evaluate), chosen)
+    # Of a crystal's equivalent points one is evaluated.
+    encoded = encode(model, crystal)
+    fractions = np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), axis=-1)
+    points = fractions.reshape(-1, 3) @ np.asarray(crystal.cell)
+    evaluate = partial(evaluate_grid, model, encoded, shape, **options)
+    assert not too_large(deviations(model, encoded, points, evaluate), chosen)
 
 
 @pytest.mark.parametrize("batched", [False, True])
