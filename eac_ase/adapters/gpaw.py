@@ -222,6 +222,9 @@ class PredictedStart:
 
     def _after_filling(self, calculator: Any, kind: Literal["new", "moved", "new cell"]) -> None:
         dft = calculator.dft
+        if dft.pot_calc.xc.exx_fraction:
+            # GPAW takes the first wave functions of a hybrid from PBE's potential.
+            _update_potential(dft)
         # A refresh has improved the wave functions already; in LCAO mode they are exact at once.
         iterative = dft.ibzwfs.mode != "lcao" and not dft.scf_loop.eigensolver.direct
         by_itself = self.hold is None and iterative and not self.refresh and not self.keep

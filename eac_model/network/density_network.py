@@ -144,7 +144,8 @@ class DensityNetwork(nn.Module):
         """Fit the free-atom tables to densities by weighted least squares.
 
         The spherical densities whose superposition is nearest to the samples take the part of free
-        atoms where no atomic calculation of the same code and PAW data sets is at hand.
+        atoms where no atomic calculation of the same code and PAW data sets is at hand. Elements
+        that occur in no sample keep theirs.
 
         Parameters
         ----------
@@ -159,8 +160,10 @@ class DensityNetwork(nn.Module):
         if self.superposition is None:
             raise ValueError("This network has no superposition (config.superposition is False).")
         table, error = fit_tables(self.superposition.basis, self.config.elements, samples, points)
+        known = table.any(dim=1, keepdim=True)
         with torch.no_grad():
-            self.superposition.table.copy_(table)
+            # Elements that occur in no sample keep what they have.
+            self.superposition.table.copy_(torch.where(known, table, self.superposition.table))
         return error
 
     def fit_scales(self, samples: Iterable[DensitySample]) -> None:
