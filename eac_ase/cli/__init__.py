@@ -4,7 +4,7 @@ Everything that imports torch or SciPy is imported inside the commands: ``eac --
 """
 
 # Help lists the commands in the order of these imports.
-from eac_ase.cli import predict, partition, vasp, training, data, models  # isort: skip
+from eac_ase.cli import predict, partition, vasp, training, data, models, benchmark  # isort: skip
 from eac_ase.cli.app import app
 
-__all__ = ["app", "data", "models", "partition", "predict", "training", "vasp"]
+__all__ = ["app", "benchmark", "data", "models", "partition", "predict", "training", "vasp"]

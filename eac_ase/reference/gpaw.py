@@ -19,6 +19,7 @@ from ase import Atoms
 from ase.units import Bohr, Ha
 from numpy.typing import NDArray
 
+from eac_ase.adapters.gpaw_state import dataset_name
 from eac_ase.reference.recipe import Settings
 from eac_model.data.sample import (
     Calculation,
@@ -130,7 +131,8 @@ def calculate(atoms: Atoms, settings: Settings, source: str = "") -> DensitySamp
             functional=settings.xc,
             density_kind="pseudo",
             paw_datasets=tuple(
-                f"{symbol}.{settings.xc}" for symbol in sorted(set(structure.symbols))
+                dataset_name(setup)
+                for _, setup in sorted({s.symbol: s for s in dft.setups}.items())
             ),
             source=source,
         ),
@@ -151,7 +153,7 @@ def calculate(atoms: Atoms, settings: Settings, source: str = "") -> DensitySamp
             settings=parameters,
             datasets={
                 setup.symbol: PawDataset(
-                    name=f"{setup.symbol}.{settings.xc}",
+                    name=dataset_name(setup),
                     fingerprint=str(setup.fingerprint),
                     channels=tuple(int(l) for l in setup.l_j),
                     electrons=float(setup.Nv),

@@ -99,6 +99,8 @@ class Settings(_Section):
 class SettingsChange(_Section):
     """Settings that an entry has different from the rest of the recipe."""
 
+    xc: str | None = None
+    """As in the settings of the recipe."""
     cutoff: PositiveFloat | None = None
     """As in the settings of the recipe."""
     kpoint_density: PositiveFloat | None = None

@@ -20,6 +20,7 @@ from eac_model.data import DensityStore
 COMMANDS = [
     *("predict", "vasp", "demo", "partition", "train", "evaluate", "models", "info"),
     *("data convert", "data info", "data gpaw", "models import"),
+    *("benchmark ecd", "benchmark layout"),
 ]
 
 

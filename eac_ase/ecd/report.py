@@ -1,0 +1,106 @@
+"""Tables of the tasks: a row a model, mean and spread over structures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from eac_ase.ecd.measure import Spread
+from eac_ase.ecd.tasks import EcdTask
+
+
+def summary(task: EcdTask, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Figures of every model.
+
+    Parameters
+    ----------
+    task
+        Says what was measured.
+    rows
+        Figures of every structure.
+
+    Returns
+    -------
+    list of dict
+        Of densities: ``nmae_percent`` (mean of the structures' ε_mae), ``achieved_ratio`` and
+        ``optimal_ratio`` (iterations over those of the default start). Of gaps: ``mae_ev`` of
+        predicted and of self-consistent ones against experiment, ``mae_to_converged_ev``.
+        Mean, deviation, largest and count each.
+    """
+    found = []
+    for model in dict.fromkeys(row["model"] for row in rows):
+        of_model = [row for row in rows if row["model"] == model]
+        figures = _gaps(of_model) if task.measures == "gap" else _densities(of_model)
+        kept = {name: vars(spread) for name, spread in figures.items() if spread is not None}
+        extra = {}
+        if task.measures == "gap":
+            extra = {
+                "functional": of_model[0]["functional"],
+                "unseen": sum(not row["seen"] for row in of_model),
+            }
+        failed = sum("achieved" in row and row["achieved"] is None for row in of_model)
+        found.append({"model": model, **kept, **extra, **({"failed": failed} if failed else {})})
+    return found
+
+
+def _densities(rows: Sequence[dict[str, Any]]) -> dict[str, Spread | None]:
+    counted = [row for row in rows if row.get("achieved") is not None]
+    return {
+        "nmae_percent": Spread.of([row["nmae_percent"] for row in rows]),
+        "achieved_ratio": Spread.of([row["achieved"] / row["default"] for row in counted]),
+        "optimal_ratio": Spread.of([row["optimal"] / row["default"] for row in counted]),
+    }
+
+
+def _gaps(rows: Sequence[dict[str, Any]]) -> dict[str, Spread | None]:
+    return {
+        "mae_ev": Spread.of([abs(row["predicted"] - row["measured"]) for row in rows]),
+        "converged_mae_ev": Spread.of([abs(row["converged"] - row["measured"]) for row in rows]),
+        "mae_to_converged_ev": Spread.of(
+            [abs(row["predicted"] - row["converged"]) for row in rows]
+        ),
+    }
+
+
+def table(contents: Sequence[dict[str, Any]]) -> str:
+    """Markdown of one or several tasks (contents of their JSON files)."""
+    densities, gaps = [], []
+    for content in contents:
+        facts = {model["model"]: model for model in content["models"]}
+        for row in content["rows"]:
+            seen = facts[row["model"]]["training"].get("structures", "–")
+            start = f"| {content['task']} | {row['model']} | {seen} "
+            if "mae_ev" in row:
+                gaps.append(
+                    f"{start}| {row['functional']} | {row['mae_ev']['count']} ({row['unseen']}) | "
+                    f"{_text(row, 'mae_ev')} | {_text(row, 'converged_mae_ev')} | "
+                    f"{_text(row, 'mae_to_converged_ev')} |"
+                )
+            else:
+                densities.append(
+                    f"{start}| {content['tested_on']}, {row['nmae_percent']['count']} | "
+                    f"{_text(row, 'nmae_percent', '.2f')} | {_text(row, 'achieved_ratio')} | "
+                    f"{_text(row, 'optimal_ratio')} | "
+                    f"{row.get('optimal_ratio', {}).get('count', '–')} |"
+                )
+    lines = []
+    if densities:
+        lines += [
+            "| task | model | trained on | tested on | ε_mae / % | achieved ratio | optimal ratio "
+            "| of |",
+            "|---|---|---|---|---|---|---|---|",
+            *densities,
+        ]
+    if gaps:
+        lines += [
+            *([""] if densities else []),
+            "| task | model | trained on | functional | materials (unseen) | MAE of the gap / eV | "
+            "self-consistent / eV | predicted − self-consistent / eV |",
+            "|---|---|---|---|---|---|---|---|",
+            *gaps,
+        ]
+    return "\n".join(lines) + "\n"
+
+
+def _text(row: dict[str, Any], name: str, form: str = ".3f") -> str:
+    return Spread(**row[name]).text(form) if name in row else "–"

@@ -1,0 +1,453 @@
+"""Running a task: trainings, then measurements, each kept as soon as it is there.
+
+Folder of a run, shared by all tasks on the same data::
+
+    data/pbe-train.store …    densities to train on
+    models/pbe/ …             trainings, one folder each (eac_ase.ecd.tasks.Stage.name)
+    results.jsonl             a measurement a line
+    PBE-id.json, PBE-id.md    tables
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ase.data import chemical_symbols
+from ase.formula import Formula
+from filelock import FileLock, Timeout
+
+from eac_ase.calculator import EACDensity
+from eac_ase.ecd import measure
+from eac_ase.ecd.layout import EcdSet, MeasuredGap, read_gaps
+from eac_ase.ecd.report import summary, table
+from eac_ase.ecd.tasks import QUARTERS, EcdTask, Stage
+from eac_ase.evaluation import evaluate_sample
+from eac_ase.progress import progress_bar
+from eac_model.checkpoint import load_model, read_header, save_model
+from eac_model.data import DensityStore
+from eac_model.errors import ConfigurationError
+from eac_model.files import write_bytes
+from eac_model.registry import find_model
+from eac_model.training import TrainingConfig, train
+from eac_model.training.config import network_section
+
+FUNCTIONAL = {"pbe": "PBE", "hse": "HSE06", "gnome": "PBE"}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a task may spend."""
+
+    training: TrainingConfig | None = None
+    """Trainings from random weights; ``data.train``, ``data.validation`` and ``initialize_from``
+    are the task's. None where a model is given."""
+    tuning: TrainingConfig | None = None
+    """Fine-tunings; None: as trainings."""
+    structures: int | None = None
+    """Test structures, the first of the split; None: all."""
+    scf: int = 0
+    """Of those, structures whose iterations with GPAW are counted."""
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A model with a name for the table."""
+
+    name: str
+    path: Path
+    fingerprint: str
+    """Of the file: measurements of another file of the same name are no results of this one."""
+
+    @classmethod
+    def of(cls, name: str, path: Path) -> Tested:
+        """With the fingerprint of the file as it is."""
+        return cls(name, path, hashlib.sha256(path.read_bytes()).hexdigest()[:12])
+
+
+def run_task(
+    task: EcdTask,
+    data: str | Path,
+    directory: str | Path,
+    budget: Budget,
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    progress: bool | None = None,
+) -> dict[str, Any]:
+    """Train what the task needs, measure, and write its tables; a second call does what is left.
+
+    Parameters
+    ----------
+    task
+        One of :data:`eac_ase.ecd.tasks.TASKS`.
+    data
+        Folder in ECD's layout (:mod:`eac_ase.ecd.layout`).
+    directory
+        Folder of the run.
+    budget
+        Trainings and numbers of structures.
+    model
+        Bundled model or model file to test instead of training any.
+    device
+        Device of predictions.
+    progress
+        Progress bars: True, False, or None for only on a terminal.
+
+    Returns
+    -------
+    dict
+        What is in ``TASK.json``: task, rows of the table, errors that were met.
+
+    Raises
+    ------
+    ConfigurationError
+        The data lack what the task needs, a model or a configuration is missing, or another
+        process works in the folder.
+    DensityFileError
+        A density cannot be read.
+    """
+    directory = Path(directory).absolute()
+    directory.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(directory / ".lock", timeout=0):
+            models = _models(task, Path(data), directory, budget, model, progress)
+            results = Results(directory / "results.jsonl")
+            if task.measures == "gap":
+                rows = _measure_gaps(Path(data), models, results, budget, device, progress)
+            else:
+                rows = _measure(task, Path(data), models, results, budget, device, progress)
+    except Timeout:
+        raise ConfigurationError(f"{directory}: another run is working in this folder.") from None
+    content = {
+        "task": task.name,
+        "summary": task.summary,
+        "tested_on": task.tested_on,
+        "models": [_facts(tested) for tested in models],
+        "rows": summary(task, rows),
+        "structures": rows,
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    write_bytes(directory / f"{task.name}.json", text.encode())
+    write_bytes(directory / f"{task.name}.md", table([content]).encode())
+    return content
+
+
+class Results:
+    """Measurements in a file of JSON lines; a line that a kill cut short does not count."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: dict[tuple[str, str, str, str], dict[str, Any]] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+            try:
+                row = json.loads(line)
+                self._rows[self._key(row)] = row
+            except (ValueError, KeyError, TypeError):
+                continue
+
+    @staticmethod
+    def _key(row: dict[str, Any]) -> tuple[str, str, str, str]:
+        return row["what"], row["set"], row["model"], row["name"]
+
+    def get(self, what: str, set_name: str, model: str, name: str) -> dict[str, Any] | None:
+        """A measurement, or None."""
+        return self._rows.get((what, set_name, model, name))
+
+    def add(self, what: str, set_name: str, model: str, name: str, **values: Any) -> dict[str, Any]:
+        """Keep a measurement."""
+        row = {"what": what, "set": set_name, "model": model, "name": name, **values}
+        whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(("" if whole else "\n") + json.dumps(row, ensure_ascii=False) + "\n")
+        self._rows[self._key(row)] = row
+        return row
+
+
+# -- models ------------------------------------------------------------------------------------
+
+
+def _models(
+    task: EcdTask,
+    data: Path,
+    directory: Path,
+    budget: Budget,
+    model: str | None,
+    progress: bool | None,
+) -> list[Tested]:
+    if model is not None:
+        path = find_model(model)
+        return [Tested.of(read_header(path).card.name, path)]
+    if not task.models:
+        raise ConfigurationError(
+            f"{task.name} tests a model that was trained on other data: name it with --model."
+        )
+    return [
+        Tested.of(stage.name, _trained(stage, data, directory, budget, progress))
+        for stage in task.models
+    ]
+
+
+def _trained(
+    stage: Stage, data: Path, directory: Path, budget: Budget, progress: bool | None
+) -> Path:
+    """The model of a stage, trained if it is not there."""
+    if budget.training is None:
+        raise ConfigurationError(
+            f"The training {stage.name!r} needs a configuration (--config); or give a model."
+        )
+    folder = directory / "models" / stage.name
+    start = None
+    base = budget.training
+    if stage.start is not None:
+        start = _trained(stage.start, data, directory, budget, progress)
+        base = budget.tuning or base
+    ecd = EcdSet.open(data, stage.data)
+    files = _stores(ecd, stage, directory / "data", progress)
+    config = _configuration(base, stage, files, start)
+    # Which training it was, so that a finished one is not opened again.
+    mark = folder / "finished.json"
+    key = {"config": config.model_dump(mode="json"), "names": _names(ecd, stage)}
+    model = folder / "model.safetensors"
+    if mark.exists() and model.exists() and json.loads(mark.read_text(encoding="utf-8")) == key:
+        return model
+    train(config, folder, resume=True)
+    if start is not None:
+        _label(model, FUNCTIONAL[stage.data])
+    write_bytes(mark, json.dumps(key, ensure_ascii=False).encode())
+    return model
+
+
+def _configuration(
+    base: TrainingConfig, stage: Stage, files: tuple[list[Path], Path | None], start: Path | None
+) -> TrainingConfig:
+    train_files, validation = files
+    section = base.data.model_copy(
+        update={
+            "train": tuple(map(str, train_files)),
+            "validation": 0 if validation is None else (str(validation),),
+        }
+    )
+    card = base.card.model_copy(
+        update={"name": stage.name, "summary": f"ECD, training {stage.name}."}
+    )
+    update: dict[str, Any] = {"data": section, "card": card}
+    if start is None and not _know_matrices(base, train_files):
+        update["network"] = base.network.model_copy(update={"onsite": None})
+    if start is not None:
+        # A run that starts from another functional would fit free atoms anew, to the few
+        # structures it has: it is told that it stays in its functional, and relabelled.
+        known = read_header(start).card.provenance
+        told = card.provenance.model_copy(update={"functional": known.functional})
+        update["card"] = card.model_copy(update={"provenance": told})
+        update["initialize_from"] = str(start)
+        update["network"] = network_section.validate_python(
+            {"architecture": base.network.architecture}
+        )
+    return base.model_copy(update=update)
+
+
+def _know_matrices(base: TrainingConfig, files: Sequence[Path]) -> bool:
+    """Whether there are on-site data of every element of the network; without, none are learned."""
+    entries = [entry for path in files for entry in DensityStore.open(path).entries]
+    known = {symbol for e in entries if e.onsite for symbol in Formula(e.formula).count()}
+    wanted = {chemical_symbols[number] for number in base.network.elements}
+    return base.network.onsite is None or bool(wanted <= known and known)
+
+
+def _label(model: Path, functional: str) -> None:
+    network, card = load_model(model)
+    provenance = replace(card.provenance, functional=functional)
+    save_model(network, replace(card, provenance=provenance), model)
+
+
+def _names(ecd: EcdSet, stage: Stage) -> list[str]:
+    return [name for part in _quarters(ecd)[: stage.quarters] for name in part]
+
+
+def _quarters(ecd: EcdSet) -> list[tuple[str, ...]]:
+    """The training split in four parts, in the order of the list."""
+    names = ecd.of_split("train")
+    edges = [len(names) * k // QUARTERS for k in range(QUARTERS + 1)]
+    return [names[a:b] for a, b in pairwise(edges)]
+
+
+def _stores(
+    ecd: EcdSet, stage: Stage, folder: Path, progress: bool | None
+) -> tuple[list[Path], Path | None]:
+    """Densities as the trainer reads them, one store a quarter; CHGCARs are read once."""
+    folder.mkdir(exist_ok=True)
+    label = ecd.folder.name
+    found = []
+    for number, part in enumerate(_quarters(ecd)[: stage.quarters], start=1):
+        if part:
+            path = folder / f"{label}-train-{number}of{QUARTERS}.store"
+            found.append(_store(ecd, part, path, progress))
+    if not ecd.splits.get("validation"):
+        return found, None
+    path = folder / f"{label}-validation.store"
+    return found, _store(ecd, ecd.of_split("validation"), path, progress)
+
+
+def _store(ecd: EcdSet, names: Sequence[str], path: Path, progress: bool | None) -> Path:
+    store = DensityStore.open(path) if path.exists() else DensityStore.create(path)
+    present = {entry.key for entry in store.entries}
+    if strange := present - set(names):
+        raise ConfigurationError(
+            f"{path} holds {sorted(strange)[0]!r}, which the split does not list. The data have "
+            "changed: use another --output."
+        )
+    todo = [name for name in names if name not in present]
+    with progress_bar(f"reading {path.stem}", len(todo), progress) as advance:
+        for name in todo:
+            store.append(ecd.read(name), key=name)
+            advance(1)
+    return path
+
+
+def _facts(tested: Tested) -> dict[str, Any]:
+    header = read_header(tested.path)
+    known = {"structures", "steps", "seconds", "validation_nmae_percent"}
+    return {
+        "model": tested.name,
+        "fingerprint": tested.fingerprint,
+        "architecture": header.config.architecture,
+        "parameters": header.parameters,
+        "training": {key: v for key, v in header.card.training.items() if key in known},
+    }
+
+
+# -- measurements ------------------------------------------------------------------------------
+
+
+def _measure(
+    task: EcdTask,
+    data: Path,
+    models: list[Tested],
+    results: Results,
+    budget: Budget,
+    device: str | None,
+    progress: bool | None,
+) -> list[dict[str, Any]]:
+    ecd = EcdSet.open(data, task.tested_on)
+    names = ecd.of_split("test")[: budget.structures]
+    counted = [name for name in names if ecd.has_state(name)][: budget.scf]
+    if budget.scf and not counted:
+        raise ConfigurationError(
+            f"{ecd.folder}: no test structure has a state of GPAW, and iterations cannot be "
+            "counted (--scf)."
+        )
+    rows = []
+    total = len(models) * (len(names) + len(counted)) + len(counted)
+    with progress_bar(f"{task.name}, measuring", total, progress) as advance:
+        optimal = {}
+        for name in counted:
+            optimal[name] = _optimal(ecd, name, results)
+            advance(1)
+        for tested in models:
+            calculator = None
+            for name in names:
+                key = ("density", task.tested_on, tested.fingerprint, name)
+                row = results.get(*key)
+                if row is None:
+                    calculator = calculator or EACDensity(str(tested.path), device=device)
+                    errors = evaluate_sample(calculator, ecd.read(name), progress=False)
+                    row = results.add(*key, **measure.as_row(errors.as_dict()))
+                advance(1)
+                row = {"model": tested.name, "name": name, **measure.as_row(row)}
+                if name in optimal:
+                    count, calculator = _achieved(ecd, name, tested, results, calculator, device)
+                    row |= {**optimal[name], **count}
+                    advance(1)
+                rows.append(row)
+    return rows
+
+
+def _optimal(ecd: EcdSet, name: str, results: Results) -> dict[str, Any]:
+    """Iterations of the default start, and from the exact state."""
+    key = ("iterations", ecd.folder.name, "exact", name)
+    row = results.get(*key)
+    if row is None:
+        sample = ecd.read(name)
+        default = measure.calculation_of(sample).iterations
+        row = results.add(*key, default=default, iterations=measure.iterations(sample, None))
+    return {"default": row["default"], "optimal": row["iterations"]}
+
+
+def _achieved(
+    ecd: EcdSet,
+    name: str,
+    tested: Tested,
+    results: Results,
+    calculator: EACDensity | None,
+    device: str | None,
+) -> tuple[dict[str, Any], EACDensity | None]:
+    key = ("iterations", ecd.folder.name, tested.fingerprint, name)
+    row = results.get(*key)
+    if row is None:
+        from gpaw import KohnShamConvergenceError
+
+        calculator = calculator or EACDensity(str(tested.path), device=device)
+        try:
+            count = measure.iterations(ecd.read(name), calculator)
+        except KohnShamConvergenceError:
+            count = None  # a start so bad that there is no count to average
+        row = results.add(*key, iterations=count)
+    return {"achieved": row["iterations"]}, calculator
+
+
+def _measure_gaps(
+    data: Path,
+    models: list[Tested],
+    results: Results,
+    budget: Budget,
+    device: str | None,
+    progress: bool | None,
+) -> list[dict[str, Any]]:
+    """Gaps of every model in its own functional: PBE for models of PBE densities, else HSE06."""
+    known = list(_with_states(data, read_gaps(data)))[: budget.structures]
+    if not known:
+        raise ConfigurationError(
+            f"{data}: none of the materials with a measured gap has states of GPAW in pbe and hse."
+        )
+    rows = []
+    with progress_bar("EXP-id, measuring", len(models) * len(known), progress) as advance:
+        for tested in models:
+            functional = read_header(tested.path).card.provenance.functional
+            ecd = EcdSet.open(data, "hse" if functional == "HSE06" else "pbe")
+            trained = {*ecd.splits.get("train", ()), *ecd.splits.get("validation", ())}
+            calculator = None
+            for gap in known:
+                key = ("gap", ecd.folder.name, tested.fingerprint, gap.name)
+                row = results.get(*key)
+                if row is None:
+                    calculator = calculator or EACDensity(str(tested.path), device=device)
+                    sample = ecd.read(gap.name)
+                    found = measure.predicted_gap(sample, calculator)
+                    converged = measure.converged_gap(sample)
+                    row = results.add(*key, predicted=found, converged=converged)
+                rows.append(
+                    {
+                        "model": tested.name,
+                        "name": gap.name,
+                        "functional": FUNCTIONAL[ecd.folder.name],
+                        "seen": gap.name in trained,
+                        "measured": gap.gap,
+                        "predicted": row["predicted"],
+                        "converged": row["converged"],
+                    }
+                )
+                advance(1)
+    return rows
+
+
+def _with_states(data: Path, gaps: Sequence[MeasuredGap]) -> Iterator[MeasuredGap]:
+    pbe, hse = EcdSet.open(data, "pbe"), EcdSet.open(data, "hse")
+    for gap in gaps:
+        if pbe.has_state(gap.name) and hse.has_state(gap.name):
+            yield gap
