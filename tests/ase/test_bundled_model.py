@@ -30,7 +30,7 @@ def calculator():
 
 
 def test_the_file_is_small():
-    assert find_model(NAME).stat().st_size < 5e6
+    assert find_model(NAME).stat().st_size < 1e7
 
 
 def test_the_card_says_what_the_model_is(calculator):
