@@ -160,10 +160,11 @@ class DensityNetwork(nn.Module):
         if self.superposition is None:
             raise ValueError("This network has no superposition (config.superposition is False).")
         table, error = fit_tables(self.superposition.basis, self.config.elements, samples, points)
-        known = table.any(dim=1, keepdim=True)
+        # Elements that occur in no sample keep what they have.
+        known = table.any(dim=1).nonzero().squeeze(-1)
+        kept = self.superposition.get_buffer("table")
         with torch.no_grad():
-            # Elements that occur in no sample keep what they have.
-            self.superposition.table.copy_(torch.where(known, table, self.superposition.table))
+            kept[known.to(kept.device)] = table[known].to(kept)
         return error
 
     def fit_scales(self, samples: Iterable[DensitySample]) -> None:

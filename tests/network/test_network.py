@@ -412,3 +412,16 @@ def test_fitted_free_atoms_recover_a_superposition_of_gaussians():
     held_out = samples[0]
     predicted = density(network, held_out.atoms, held_out.points)[0].detach().numpy()
     assert np.abs(predicted - held_out.density).sum() < 0.005 * held_out.density.sum()
+
+
+def test_elements_without_samples_keep_their_free_atoms():
+    rng = np.random.default_rng(0)
+    network = small_network(elements=(1, 8))
+    with torch.no_grad():
+        network.superposition.table.fill_(3.0)
+    points = rng.random((500, 3)) * 4
+    hydrogen = Atoms("HH", rng.random((2, 3)) * 4, cell=[4, 4, 4], pbc=True)
+    network.fit_superposition([DensitySample(hydrogen, rng.random(500), points=points)])
+    of_hydrogen, of_oxygen = network.superposition.table
+    assert (of_oxygen == 3).all()
+    assert not (of_hydrogen == 3).any()
