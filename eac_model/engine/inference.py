@@ -98,7 +98,7 @@ def encode(network: DensityNetwork, atoms: Atoms) -> EncodedAtoms:
         if isinstance(network, EACNet):
             # Without moments both spin channels are the same.
             by_moments = config.spin and network.config.spin_from == "moments"
-            polarized = by_moments and bool(graph.magmoms.any())
+            polarized = by_moments and graph.magnetic
             spins = [graph, graph.flipped()] if polarized else [graph]
             found = descriptors_in_blocks(network, AtomGraph.concatenate(spins))
             descriptors = found.unflatten(0, (len(spins), len(atoms)))
