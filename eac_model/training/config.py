@@ -94,7 +94,8 @@ class DataSection(_Section):
     """Density files, stores and globs (``frames/*.h5``), relative to the configuration file."""
     validation: Files | Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = 0
     """Left-out structures: files (taken out of ``train`` if it matches them too), a number of
-    structures, or a fraction of them; the last two are chosen by ``seed``. 0: none."""
+    structures, or a fraction of them; the last two are chosen by ``seed`` such that of every
+    element a structure remains to train on. 0: none."""
     points_per_structure: Count | None = 1500
     """Points drawn from a structure at every step; None takes all points of sampled structures
     (full grids need a number)."""

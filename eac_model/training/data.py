@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -29,6 +30,8 @@ from eac_model.network import AnyNetworkConfig
 from eac_model.onsite import OnsiteLayout
 from eac_model.training.config import DataSection, TrainingConfig
 from eac_model.training.draws import left_out, point_generator, structures_of_step
+
+log = logging.getLogger(__name__)
 
 VALIDATION_BLOCK = 4000
 """Points evaluated at once in validation; bounds its memory."""
@@ -477,7 +480,14 @@ def load_sources(config: TrainingConfig) -> tuple[list[Source], list[Source]]:
         share = data.validation
         count = share if isinstance(share, int) else max(1, round(share * len(train)))
         if count < len(train):
-            out = left_out(config.seed, len(train), count)
+            out = left_out(config.seed, [set(s.atoms.symbols) for s in train], count)
+            if len(out) < count:
+                log.warning(
+                    "data.validation: %d structures are left out instead of %d; the others hold "
+                    "elements that no further structure has.",
+                    len(out),
+                    count,
+                )
             validation = [train[index] for index in out]
             train = [source for index, source in enumerate(train) if index not in out]
         else:

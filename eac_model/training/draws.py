@@ -6,6 +6,8 @@ exactly what it would have drawn.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from functools import lru_cache
 
 import numpy as np
@@ -36,10 +38,20 @@ def structures_of_step(
     ]
 
 
-def left_out(seed: int, n_structures: int, count: int) -> list[int]:
-    """``count`` structures left out for validation, ascending."""
-    chosen = np.random.default_rng([seed, _SPLIT]).permutation(n_structures)[:count]
-    return sorted(int(i) for i in chosen)
+def left_out(seed: int, elements: Sequence[set[str]], count: int) -> list[int]:
+    """Structures left out for validation, ascending, given the elements of all.
+
+    ``count`` of them, or fewer: of every element a structure remains to train on.
+    """
+    remaining = Counter(symbol for of_one in elements for symbol in of_one)
+    chosen: list[int] = []
+    for index in np.random.default_rng([seed, _SPLIT]).permutation(len(elements)):
+        if len(chosen) == count:
+            break
+        if all(remaining[symbol] > 1 for symbol in elements[index]):
+            remaining.subtract(elements[index])
+            chosen.append(int(index))
+    return sorted(chosen)
 
 
 @lru_cache(maxsize=4)

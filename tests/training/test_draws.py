@@ -34,5 +34,16 @@ def test_the_order_of_structures_changes_from_epoch_to_epoch():
 
 
 def test_left_out_structures_are_chosen_by_the_seed():
-    assert left_out(0, 100, 5) == left_out(0, 100, 5) != left_out(1, 100, 5)
-    assert len(set(left_out(0, 100, 5))) == 5
+    water = [{"H", "O"}] * 100
+    assert left_out(0, water, 5) == left_out(0, water, 5) != left_out(1, water, 5)
+    assert len(set(left_out(0, water, 5))) == 5
+
+
+def test_of_every_element_a_structure_is_not_left_out():
+    elements = [{"H", "O"}, {"H"}, {"O"}, {"H", "Cl"}, {"O"}]
+    for seed in range(10):
+        out = left_out(seed, elements, 4)
+        assert 3 not in out
+        assert len(out) == 3
+        rest = set().union(*(e for i, e in enumerate(elements) if i not in out))
+        assert rest == {"H", "O", "Cl"}
