@@ -19,6 +19,8 @@ resampling  Error and time of grids that come from the Fourier series of coarser
 activations  Memory a training step keeps, and the price of recomputing it.
 threads   Both decoders on one core and on all, by the clock on the wall.
 training  Seconds a training step (forward, backward) with the zonal and with the e3nn form.
+interactions  Seconds a training step of a linear decoder and seconds of descriptors, with e3nn's
+          products between atoms, with torch's, and with the compiled loop.
 convergence  Seconds and steps of both until a network has learned water to a given error.
 startup   Imports, a first and a second density of two-atom silicon in a fresh process.
 crystal   A whole ``get_density_grid`` of two-atom silicon against one iteration of GPAW.
@@ -35,15 +37,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import torch
 from ase import Atoms
-from ase.build import bulk
+from ase.build import bulk, molecule
 from ase.io import read
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -56,7 +59,8 @@ from eac_model.engine.value_weight import ShellValueWeight
 from eac_model.files import write_bytes
 from eac_model.graph import AtomGraph, PointPairs
 from eac_model.neighbors import atom_graph, point_pairs
-from eac_model.network import EACNet, NetworkConfig
+from eac_model.network import EACNet, NetworkConfig, convolution
+from eac_model.network.radial import lengths
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "engine.json"
@@ -366,6 +370,67 @@ def _train(network: EACNet, graph: AtomGraph, pairs: PointPairs, zonal: bool) ->
     network(graph, pairs, zonal=zonal).square().mean().backward()
 
 
+def measure_interactions(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Forward and backward of 3000 points, and descriptors alone, L = 4, three interactions."""
+    cell = molecule("H2O")
+    cell.set_cell([3.1] * 3)
+    cell.pbc = True
+    small = cell * 2
+    small.rattle(0.1, seed=0)
+    rows = []
+    for atoms in (small, water()[0]):
+        points = np.random.default_rng(0).random((3000, 3)) @ np.asarray(atoms.cell)
+        for channels in (48, 64):
+            settings = {"decoder": "linear", "interactions": 3, "point_cutoff": 3.0}
+            network = paper_network(atoms, 4, channels, **settings).train()
+            graph = atom_graph(atoms, network.config.atom_cutoff)
+            pairs = point_pairs(atoms, points, 3.0)
+            row: dict[str, Any] = {
+                "structure": "water",
+                "atoms": len(atoms),
+                "edges": len(graph.senders),
+                "l_max": 4,
+                "channels": channels,
+                "threads": options.threads,
+            }
+            describe = torch.no_grad()(partial(network.descriptors, graph))
+            step = partial(_train, network, graph, pairs, True)
+            for form in ("e3nn", "torch", "numba"):
+                with compiled_loop(form == "numba"), e3nn_products(network, form == "e3nn"):
+                    step()  # torch.jit optimises during the first calls
+                    row[f"{form}_step_seconds"] = shortest(step, options.repeats)
+                    row[f"{form}_descriptors_seconds"] = shortest(describe, options.repeats)
+            for part in ("step", "descriptors"):
+                for form in ("torch", "numba"):
+                    ratio = row[f"e3nn_{part}_seconds"] / row[f"{form}_{part}_seconds"]
+                    row[f"{form}_{part}_ratio"] = ratio
+            rows.append(row)
+            print(json.dumps(row), flush=True)
+    return rows
+
+
+@contextmanager
+def e3nn_products(network: EACNet, wanted: bool) -> Iterator[None]:
+    """Let the interactions of a network use the products that define them, on every edge."""
+    if not wanted:
+        yield
+        return
+
+    def every_edge(vectors: Tensor) -> tuple[Tensor, None]:
+        return network.atom_basis(lengths(vectors)), None
+
+    with ExitStack() as stack:
+        stack.enter_context(mock.patch.object(network, "distance_basis", every_edge))
+        for layer in network.interactions:
+
+            def forward(*inputs: Any, layer: Any = layer) -> Tensor:
+                found: Tensor = layer.forward_e3nn(*inputs[:6])
+                return found
+
+            stack.enter_context(mock.patch.object(layer, "forward", forward))
+        yield
+
+
 def measure_convergence(options: argparse.Namespace) -> list[dict[str, Any]]:
     """The same training of a value × weight network with both forms, on water-scan's water.
 
@@ -442,7 +507,7 @@ def measure_startup(options: argparse.Namespace) -> list[dict[str, Any]]:
 STARTUP = """
 import json, time
 begin = time.process_time()
-from ase.build import bulk
+from ase.build import bulk, molecule
 from eac_ase import EACDensity
 marks = [time.process_time()]
 crystal = bulk("Si", "diamond", 5.43)
@@ -649,15 +714,17 @@ def shortest(
 
 @contextmanager
 def compiled_loop(wanted: bool) -> Iterator[None]:
-    """Evaluate linear decoders with or without numba."""
+    """Compute with or without numba."""
     before = os.environ.get("EAC_COMPILED", "1")
     os.environ["EAC_COMPILED"] = "1" if wanted else "0"
     fused.compiled_loop.cache_clear()
+    convolution.compiled_convolution.cache_clear()
     if wanted and fused.compiled_loop() is None:
-        raise SystemExit("numba is not installed: pip install eac-density[fast]")
+        raise SystemExit("numba is not installed, or EAC_COMPILED=0 forbids it.")
     yield
     os.environ["EAC_COMPILED"] = before
     fused.compiled_loop.cache_clear()
+    convolution.compiled_convolution.cache_clear()
 
 
 def tables(results: dict[str, list[dict[str, Any]]]) -> str:
@@ -747,6 +814,7 @@ MEASUREMENTS = {
     "activations": measure_activations,
     "threads": measure_threads,
     "training": measure_training,
+    "interactions": measure_interactions,
     "convergence": measure_convergence,
     "startup": measure_startup,
     "crystal": measure_crystal,

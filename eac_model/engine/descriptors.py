@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from eac_model.graph import AtomGraph
 from eac_model.network import EACNet
 from eac_model.network.interaction import by_component
-from eac_model.network.radial import lengths
 
 EDGES_AT_ONCE = 2**14
 """Atom–atom pairs whose messages are held at once; they take some kB each."""
@@ -62,13 +61,15 @@ def descriptors_in_blocks(
             others = others[(others < atoms.start) | (others >= atoms.stop)]
             needed = torch.cat([own, others])
             place[needed] = torch.arange(len(needed), device=senders.device)
+            basis, rows = network.distance_basis(vectors)
             updated[atoms] = interaction(
                 features[needed],
                 attributes[needed],
                 place[senders],
                 graph.receivers[edges] - atoms.start,
                 network.atom_harmonics(vectors),
-                network.atom_basis(lengths(vectors)),
+                basis,
+                rows,
             )[: len(own)]
             if progress is not None:
                 progress(len(own))

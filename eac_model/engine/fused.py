@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eac_model.compiled import compilation_allowed
 from eac_model.engine.linear import linear_coefficients, radial_basis_of
 from eac_model.engine.shells import TERMS, Pieces, fit_pieces, recursion, sectoral
 from eac_model.network import EACNet
@@ -30,7 +30,7 @@ BINS = 1024
 @functools.cache
 def compiled_loop() -> Callable[..., None] | None:
     """The loop over pairs; None without numba, or if EAC_COMPILED=0 forbids it."""
-    if os.environ.get("EAC_COMPILED", "1") == "0":
+    if not compilation_allowed():
         return None
     try:
         from eac_model.engine.loops import sum_pairs

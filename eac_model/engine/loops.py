@@ -11,12 +11,12 @@ Importing this module raises ImportError where numba is not installed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
-import numba
 import numpy as np
 from numpy.typing import NDArray
+
+from eac_model.compiled import compiled
 
 WIDTH = 128
 """Pairs taken together: all about them fits into the innermost cache."""
@@ -24,24 +24,10 @@ WIDTH = 128
 ROUND = 16
 """Widths are rounded up to this, a register of AVX-512: no pair is left to scalar code."""
 
-Function = TypeVar("Function", bound=Callable[..., Any])
 _f4 = np.float32
 
 
-def _compiled(function: Function) -> Function:
-    # Sums may be fused and reordered; NaN and infinity keep their meaning.
-    settings = {
-        "nogil": True,
-        "fastmath": {"contract", "reassoc", "nsz"},
-        "error_model": "numpy",
-    }
-    try:
-        return numba.njit(cache=True, **settings)(function)
-    except RuntimeError:  # there is no folder to keep machine code in
-        return numba.njit(**settings)(function)
-
-
-@_compiled
+@compiled
 def sum_pairs(
     points: NDArray[np.float64],
     centers: NDArray[np.float64],
@@ -163,7 +149,7 @@ def sum_pairs(
                         density[spin, slot, order[begin + q]] += values[q]
 
 
-@_compiled
+@compiled
 def _directions(x: Any, y: Any, z: Any, width: int, core_radius: Any, unit: Any) -> None:
     """x, y, z and the square of r/√(r² + a²)."""
     for q in range(width):
@@ -175,7 +161,7 @@ def _directions(x: Any, y: Any, z: Any, width: int, core_radius: Any, unit: Any)
         unit[3, q] = square * inverse * inverse
 
 
-@_compiled
+@compiled
 def _harmonics(
     unit: Any, width: int, l_max: int, sectoral: Any, recursion: Any, turn: Any, result: Any
 ) -> None:
@@ -214,7 +200,7 @@ def _harmonics(
                     result[row - m, q] = polynomial * turn[1, q]
 
 
-@_compiled
+@compiled
 def _values(table: Any, harmonics: Any, place: Any, width: int, values: Any) -> None:
     """Σ_lm Y_lm · (polynomial of lm)."""
     for q in range(width):

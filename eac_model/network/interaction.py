@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch_geometric.utils import scatter
 
 from eac_model.network.config import Hidden
+from eac_model.network.convolution import ProductPaths, convolve
 from eac_model.network.radial import radial_network
 
 
@@ -88,7 +89,9 @@ class Interaction(nn.Module):
         self.irreps_out = natural_irreps(channels, l_max)
         self.gate = feature_gate(channels, l_max)
         self.linear_in = o3.Linear(features, features, biases=biases)
+        self.channels = features[0].mul
         self.product, mid = tensor_product(features, harmonics, l_max)
+        self.paths = ProductPaths.of(self.product)
         self.radial = radial_network(
             (basis_size, *radial_hidden, self.product.weight_numel), biases
         )
@@ -107,8 +110,40 @@ class Interaction(nn.Module):
         receivers: Tensor,
         harmonics: Tensor,
         basis: Tensor,
+        rows: Tensor | None = None,
     ) -> Tensor:
-        """Update features (n, irreps in) to (n, irreps out) from edges (e, …)."""
+        """Update features (n, irreps in) to (n, irreps out) from edges (e, …).
+
+        ``rows`` (e,) says which row of ``basis`` belongs to each edge, where edges share them.
+        """
+        degrees = range(self.paths.l_in + 1)
+        parts = features.split([self.channels * (2 * l + 1) for l in degrees], dim=1)
+        by_l = [part.unflatten(1, (self.channels, -1)).transpose(1, 2) for part in parts]
+        gathered = convolve(
+            self.paths,
+            torch.cat(_mixed(self.linear_in, by_l), dim=1),
+            self.radial(basis).unflatten(1, (-1, self.channels)),
+            harmonics,
+            senders,
+            receivers,
+            rows,
+        )
+        sums = (gathered * self.normalization).split(self.paths.rows, dim=1)
+        to_l = [of_l.unflatten(1, (2 * l + 1, -1)).flatten(2) for l, of_l in enumerate(sums)]
+        update = torch.cat([m.transpose(1, 2).flatten(1) for m in _mixed(self.linear_out, to_l)], 1)
+        updated = self.gate(update + self.species(features, attributes))
+        return features + updated if self.residual else updated
+
+    def forward_e3nn(
+        self,
+        features: Tensor,
+        attributes: Tensor,
+        senders: Tensor,
+        receivers: Tensor,
+        harmonics: Tensor,
+        basis: Tensor,
+    ) -> Tensor:
+        """What defines :meth:`forward`: the products of e3nn."""
         messages = self.product(self.linear_in(features)[senders], harmonics, self.radial(basis))
         gathered = scatter(messages, receivers, dim=0, dim_size=features.shape[0])
         update = self.linear_out(gathered * self.normalization)
@@ -116,11 +151,35 @@ class Interaction(nn.Module):
         return features + updated if self.residual else updated
 
 
+def _mixed(linear: o3.Linear, by_l: list[Tensor]) -> list[Tensor]:
+    """An equivariant linear layer of features (n, 2l+1, channels in) that ascend in l.
+
+    Where several irreps have one l, their channels follow each other.
+    """
+    sizes, scales = [0] * len(by_l), [0.0] * len(by_l)
+    for path in linear.instructions:
+        if path.i_in >= 0:
+            l = linear.irreps_in[path.i_in].ir.l
+            sizes[l] += math.prod(path.path_shape)
+            scales[l] = path.path_weight
+    # Splitting, unlike slicing, costs the gradient no array of zeros for every part.
+    weights = linear.weight.split(sizes)
+    mixed = [
+        part @ (weight.view(part.shape[2], -1) * scale)
+        for part, weight, scale in zip(by_l, weights, scales, strict=True)
+    ]
+    if linear.bias_numel:
+        mixed[0] = mixed[0] + linear.bias
+    return mixed
+
+
 def by_component(features: Tensor, irreps: o3.Irreps) -> Tensor:
     """Reorder (n, channels × (0e + 1o + …)) to (n, (l_max+1)², channels)."""
-    blocks = []
-    for part, (mul, ir) in zip(irreps.slices(), irreps, strict=True):
-        blocks.append(features[:, part].reshape(-1, mul, ir.dim).transpose(1, 2))
+    parts = features.split([mul * ir.dim for mul, ir in irreps], dim=1)
+    blocks = [
+        part.reshape(-1, mul, ir.dim).transpose(1, 2)
+        for part, (mul, ir) in zip(parts, irreps, strict=True)
+    ]
     return torch.cat(blocks, dim=1)
 
 

@@ -20,7 +20,7 @@ from eac_model.engine import (
     evaluate_grid,
     evaluate_points,
     inference,
-    integrate_contributions,
+    integrate_density,
     kernels,
     value_weight,
 )
@@ -307,8 +307,8 @@ def test_contributions_integrals_and_masks_agree_with_float64(spin, weight):
         assert found.dtype == np.float32
         assert deviation(found, evaluate_points(exact, encoded_exact, points, **options)) < 4e-6
     for found, expected in zip(
-        integrate_contributions(model, encoded, (12, 11, 10)),
-        integrate_contributions(exact, encoded_exact, (12, 11, 10)),
+        integrate_density(model, encoded, (12, 11, 10), by_atom=True),
+        integrate_density(exact, encoded_exact, (12, 11, 10), by_atom=True),
         strict=True,
     ):
         assert deviation(found, expected) < 4e-6
