@@ -26,11 +26,12 @@ from eac_model.network import AnyNetworkConfig, DensityNetwork, build, network_c
 from eac_model.network.expected_error import ExpectedError
 
 FORMAT = "eac-model"
-FORMAT_VERSION = 4
+FORMAT_VERSION = 5
 
-READABLE = ("2", "3", "4")
+READABLE = ("2", "3", "4", "5")
 """Format versions that can be read. Version 2 knew one architecture and did not name it, 3 no
-expected errors."""
+expected errors, 4 no neighbours in them, and no products of two channels in the readouts of
+on-site data."""
 
 _FITTED = ("superposition.", "onsite.shift_", "onsite.spread_", "scale_", "expected_error.")
 """Names of what a model file holds beside trained parameters begin like this."""
@@ -129,7 +130,13 @@ def load_model(
     if (references := tensors.get("expected_error.references")) is not None:
         elements, _, features = references.shape
         network.expected_error = ExpectedError(elements, features).to(network.dtype)
+        # What format 4 did not know has values that make no difference.
+        found = ((f"expected_error.{k}", v) for k, v in network.expected_error.fitted())
+        tensors = dict(found) | tensors
     expected = dict(_weights(network))
+    _without_products(tensors, expected)
+    if (scales := expected.get("scale_contributions")) is not None:
+        tensors.setdefault("scale_contributions", torch.ones_like(scales))  # before format 5
     shapes = {name: value.shape for name, value in expected.items()}
     if shapes != {name: value.shape for name, value in tensors.items()}:
         raise ModelFileError(f"The weights in {path} do not fit the configuration in its header.")
@@ -175,6 +182,17 @@ def _read_header(path: str | Path, file: Any) -> ModelHeader:
 def _remedy(version: str) -> str:
     newer = version.isdigit() and int(version) > FORMAT_VERSION
     return "Update the program." if newer else "Train the model again, or take a newer file of it."
+
+
+def _without_products(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Complete on-site readouts of format 4 and before: nothing comes from products of channels."""
+    for name in expected.keys() - tensors.keys():
+        head, _, symbol = name.rpartition("directions.")
+        read = f"{head}read.{symbol}_0e"
+        if head and read in tensors:
+            tensors[name] = torch.zeros_like(expected[name])
+            missing = len(expected[read]) - len(tensors[read])
+            tensors[read] = torch.nn.functional.pad(tensors[read], (0, 0, 0, max(missing, 0)))
 
 
 def _floating_type(path: str | Path, tensors: dict[str, Tensor]) -> torch.dtype:

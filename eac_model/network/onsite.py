@@ -20,27 +20,37 @@ from eac_model.network.interaction import by_irrep, natural_irreps
 SMALLEST_SPREAD = 1e-6
 """Blocks that vary less over the training data, by symmetry say, are constants."""
 
-PENALTIES = np.logspace(-9, 1, 21)
-"""Ridge penalties to choose from, in units of the features' variance."""
+PENALTIES = np.logspace(-10, 1, 23)
+"""Ridge penalties to choose from; the variances of the features of a group sum up to one."""
 
-ONLY_PENALTY = 0.01
+ONLY_PENALTY = 1e-4
 """The one that is taken where a single structure leaves no choice."""
+
+NEGLIGIBLE = 1e-2
+"""Components of the features with variances below this part of the least penalty are left out."""
 
 FOLDS = 8
 """Parts of the data that are left out in turn to choose the penalties."""
 
+DIRECTIONS = 12
+"""Directions in the space of channels whose scalar products blocks of L = 0 are linear in."""
+
 PRODUCT_CHANNELS = 8
-"""Channels of the descriptors that are multiplied with each other."""
+"""Channels of the descriptors that are multiplied with each other for other irreps."""
+
+
+SCALAR = o3.Irrep(0, 1)
 
 
 class OnsiteHead(nn.Module):
     """On-site data of an atom: one linear readout for each element.
 
     A block (pair of channels, L) is shift + spread × (linear in the descriptors of that L; for
-    L = 0 in their squared lengths, too). Blocks of unnatural parity, or with L beyond that of the
-    descriptors, are linear in products of two descriptors, which reach both. Spread is the root
-    mean square of a component about its mean (L = 0) or about zero, which takes the part of the
-    free atom (:meth:`fit`).
+    L = 0 in their scalar products, too: the squared length of every channel, and all products of
+    the :data:`DIRECTIONS` principal components of the channels, as in a power spectrum). Blocks of
+    unnatural parity, or with L beyond that of the descriptors, are linear in products of two
+    descriptors, which reach both. Spread is the root mean square of a component about its mean
+    (L = 0) or about zero, which takes the part of the free atom (:meth:`fit`).
 
     The readouts are no trained parameters: they are the ridge regression of the data on the
     descriptors there are (:meth:`regress`). Descriptors of L = 0 hardly differ from atom to atom,
@@ -60,12 +70,20 @@ class OnsiteHead(nn.Module):
         wanted = {block.irrep for s in self.symbols for block in self.layout.blocks(s)}
         self.products = Products(config, wanted - natural) if wanted - natural else None
         self.read = nn.ParameterDict()
+        # Of no gradient, like the readouts, which mean nothing without them.
+        self.directions = nn.ParameterDict()
+        n_directions = min(DIRECTIONS, config.channels)
         for symbol in self.symbols:
             blocks = self.layout.blocks(symbol)
             for ir in dict.fromkeys(block.irrep for block in blocks):
                 sources = config.channels
-                if ir.l == 0 and ir in natural:
-                    sources *= 1 + config.l_max
+                if ir == SCALAR:
+                    pairs = n_directions * (n_directions + 1) // 2
+                    sources += config.l_max * (config.channels + pairs)
+                    start = torch.eye(config.channels)[:, :n_directions]
+                    self.directions[symbol] = nn.Parameter(
+                        start.repeat(config.l_max, 1, 1), requires_grad=False
+                    )
                 if ir not in natural:
                     assert self.products is not None
                     sources = self.products.multiplicity[ir]
@@ -98,7 +116,6 @@ class OnsiteHead(nn.Module):
         Tensor
             (n, width); rows of elements with fewer numbers, or none, end in zeros.
         """
-        features = self.features(descriptors)
         result = descriptors.new_zeros(len(descriptors), self.width)
         for number, symbol in zip(self.numbers, self.symbols, strict=True):
             atoms = (numbers == number).nonzero().squeeze(-1)
@@ -106,26 +123,44 @@ class OnsiteHead(nn.Module):
                 continue
             shift = self.get_buffer(f"shift_{symbol}")
             values = descriptors.new_zeros(len(atoms), len(shift))
-            for ir, found in features.items():
-                if f"{symbol}_{ir}" in self.read:
-                    columns = self.get_buffer(f"columns_{symbol}_{ir}")
-                    values[:, columns] = found[atoms] @ self.read[f"{symbol}_{ir}"]
+            for ir, found in self.features(symbol, descriptors[atoms]).items():
+                columns = self.get_buffer(f"columns_{symbol}_{ir}")
+                values[:, columns] = found @ self.read[f"{symbol}_{ir}"]
             irreps = shift + self.get_buffer(f"spread_{symbol}") * values
             numbers_of_code = irreps @ self._basis(symbol, irreps).T
             result[atoms, : numbers_of_code.shape[1]] = numbers_of_code
         return result
 
-    def features(self, descriptors: Tensor) -> dict[o3.Irrep, Tensor]:
-        """What the blocks of an irrep are linear in, (n, 2L+1, sources)."""
-        parts = [
-            descriptors[:, l * l : (l + 1) ** 2] for l in range(round(descriptors.shape[1] ** 0.5))
-        ]
+    def features(self, symbol: str, descriptors: Tensor) -> dict[o3.Irrep, Tensor]:
+        """What the blocks of an element are linear in, by irrep, (n, 2L+1, sources).
+
+        Parameters
+        ----------
+        symbol
+            The element.
+        descriptors
+            (n, (l_max+1)², channels) of atoms of this element.
+        """
+        parts = _by_l(descriptors)
         found = {o3.Irrep(l, (-1) ** l): part for l, part in enumerate(parts)}
-        lengths = [part.square().mean(dim=1, keepdim=True) for part in parts[1:]]
-        found[o3.Irrep(0, 1)] = torch.cat([parts[0], *lengths], dim=2)
+        if symbol in self.directions:
+            lengths = [part.square().mean(dim=1, keepdim=True) for part in parts[1:]]
+            pairs = zip(parts[1:], self.directions[symbol], strict=True)
+            products = [_scalar_products(part @ directions) for part, directions in pairs]
+            found[SCALAR] = torch.cat([parts[0], *lengths, *products], dim=2)
         if self.products is not None:
             found |= self.products(descriptors)
-        return found
+        return {ir: part for ir, part in found.items() if f"{symbol}_{ir}" in self.read}
+
+    def _groups(self, key: str) -> NDArray[np.int64]:
+        """Which features of :meth:`features` share one scale: those of one angular momentum."""
+        symbol, ir = key.split("_")
+        if o3.Irrep(ir) != SCALAR:
+            return np.zeros(len(self.read[key]), dtype=np.int64)
+        l_max, channels, n = self.directions[symbol].shape
+        l = np.arange(1, l_max + 1)
+        sizes = ([channels], np.full(l_max, channels), np.full(l_max, n * (n + 1) // 2))
+        return np.repeat(np.concatenate([[0], l, l]), np.concatenate(sizes))
 
     def block_errors(self, deviation: Tensor, numbers: Tensor) -> Tensor:
         """Root mean square of deviations over each block's components, in units of its spread.
@@ -208,7 +243,7 @@ class OnsiteHead(nn.Module):
             values = np.array(total)
             shift, spread = np.zeros(values.shape[1]), np.zeros(values.shape[1])
             for block in self.layout.blocks(symbol):
-                if block.irrep == o3.Irrep("0e"):
+                if block.irrep == SCALAR:
                     shift[block.columns] = values[:, block.columns].mean()
                 spread[block.columns] = _rms(values[:, block.columns] - shift[block.columns])
                 if spin and self.n_spin == 2:
@@ -229,30 +264,35 @@ class OnsiteHead(nn.Module):
             (n,), and on-site data (n, width) as :meth:`forward` returns them; rows of NaN where
             there are none.
         """
+        known = [
+            (index, symbol, descriptors[atoms], onsite[atoms])
+            for index, (descriptors, numbers, onsite) in enumerate(examples)
+            for number, symbol in zip(self.numbers, self.symbols, strict=True)
+            for atoms in [((numbers == number) & ~onsite[:, 0].isnan()).nonzero().squeeze(-1)]
+            if len(atoms) > 0
+        ]
+        for symbol, directions in self.directions.items():
+            of_element = [descriptors for _, s, descriptors, _ in known if s == symbol]
+            if of_element:
+                directions.copy_(_principal_directions(of_element, directions.shape[2]))
         parts: dict[str, list[_Sums]] = {}
-        for index, (descriptors, numbers, onsite) in enumerate(examples):
-            features = self.features(descriptors)
-            for number, symbol in zip(self.numbers, self.symbols, strict=True):
-                atoms = ((numbers == number) & ~onsite[:, 0].isnan()).nonzero().squeeze(-1)
-                if len(atoms) == 0:
-                    continue
-                basis = self._basis(symbol, onsite)
-                irreps = onsite[atoms, : len(basis)] @ basis
-                for ir, found in features.items():
-                    if (key := f"{symbol}_{ir}") not in self.read:
-                        continue
-                    targets = irreps[:, self.get_buffer(f"columns_{key}")].flatten(0, 1)
-                    rows = found[atoms].flatten(0, 1)
-                    new = _Sums.of(rows.double().cpu().numpy(), targets.double().cpu().numpy())
-                    known = parts.setdefault(key, [])
-                    if len(known) < FOLDS:
-                        known.append(new)
-                    else:
-                        known[index % FOLDS] += new
+        for index, symbol, descriptors, onsite in known:
+            basis = self._basis(symbol, onsite)
+            irreps = onsite[:, : len(basis)] @ basis
+            for ir, found in self.features(symbol, descriptors).items():
+                key = f"{symbol}_{ir}"
+                targets = irreps[:, self.get_buffer(f"columns_{key}")].flatten(0, 1)
+                rows = found.flatten(0, 1)
+                new = _Sums.of(rows.double().cpu().numpy(), targets.double().cpu().numpy())
+                sums = parts.setdefault(key, [])
+                if len(sums) < FOLDS:
+                    sums.append(new)
+                else:
+                    sums[index % FOLDS] += new
         for key, sums in parts.items():
             symbol, ir = key.split("_")
             columns = self.get_buffer(f"columns_{key}")
-            solution = _ridge(sums, constant=ir == "0e")
+            solution = _ridge(sums, self._groups(key), constant=ir == "0e")
             coefficients, constants = solution[:-1], solution[-1]
             spread = self.get_buffer(f"spread_{symbol}")[columns[0]].double().cpu().numpy()
             unit = np.where(spread > 0, spread, np.inf)
@@ -292,17 +332,39 @@ class _Sums:
             self.gram - other.gram, self.moments - other.moments, self.squares - other.squares
         )
 
+    def components(self, groups: NDArray[np.int64], *, constant: bool) -> NDArray[np.float64]:
+        """Principal components of the features, all groups made equally large.
+
+        Returns
+        -------
+        ndarray
+            (f + 1, components + 1), the last one for the constant.
+        """
+        n = self.gram[-1, -1]
+        mean = self.gram[-1, :-1] / n * constant
+        covariance = self.gram[:-1, :-1] / n - np.outer(mean, mean)
+        variances = np.bincount(groups, np.maximum(np.diag(covariance), 0.0))
+        scale = np.sqrt(np.maximum(variances, 1e-20))[groups]
+        values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
+        kept = vectors[:, values > NEGLIGIBLE * PENALTIES[0]] / scale[:, None]
+        found = np.zeros((len(kept) + 1, kept.shape[1] + 1))
+        found[:-1, :-1], found[-1, -1] = kept, 1.0
+        return found
+
+    def transformed(self, features: NDArray[np.float64]) -> _Sums:
+        """The sums for linear combinations of the features, (f + 1, new)."""
+        return _Sums(features.T @ self.gram @ features, features.T @ self.moments, self.squares)
+
     def solutions(self, *, constant: bool) -> NDArray[np.float64]:
         """Coefficients and constants for each of :data:`PENALTIES`, (penalties, f + 1, targets)."""
         n = self.gram[-1, -1]
         mean, mean_target = self.gram[-1, :-1] / n * constant, self.moments[-1] / n * constant
         gram = self.gram[:-1, :-1] - n * np.outer(mean, mean)
         moments = self.moments[:-1] - n * np.outer(mean, mean_target)
-        scale = np.sqrt(np.maximum(np.diag(gram) / n, 1e-20))
-        values, vectors = np.linalg.eigh(gram / np.outer(scale, scale))
-        projected = vectors.T @ (moments / scale[:, None])
+        values, vectors = np.linalg.eigh(gram)
+        projected = vectors.T @ moments
         damped = np.maximum(values, 0.0) + n * PENALTIES[:, None]
-        found = vectors @ (projected / damped[:, :, None]) / scale[:, None]
+        found = vectors @ (projected / damped[:, :, None])
         return np.concatenate([found, (mean_target - mean @ found)[:, None]], axis=1)
 
     def errors(self, solutions: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -311,22 +373,49 @@ class _Sums:
         return self.squares - 2 * cross + (solutions * (self.gram @ solutions)).sum(axis=1)
 
 
-def _ridge(parts: list[_Sums], *, constant: bool) -> NDArray[np.float64]:
+def _ridge(parts: list[_Sums], groups: NDArray[np.int64], *, constant: bool) -> NDArray[np.float64]:
     """Coefficients and constants, (f + 1, targets), of the data in all parts.
 
     Of the penalties, each target takes the one of least error on parts left out. The atoms of a
-    structure resemble each other: what is left out has to be structures, not atoms.
+    structure resemble each other: what is left out has to be structures, not atoms. Features keep
+    their relative sizes within a group: the network has made large what matters to the density.
     """
+    components = sum(parts[1:], start=parts[0]).components(groups, constant=constant)
+    parts = [part.transformed(components) for part in parts]
     total = sum(parts[1:], start=parts[0])
     found = total.solutions(constant=constant)
     left_out = [
         part.errors((total - part).solutions(constant=constant)) for part in parts if len(parts) > 1
     ]
     if not left_out:
-        return found[np.searchsorted(PENALTIES, ONLY_PENALTY)]
+        return components @ found[np.searchsorted(PENALTIES, ONLY_PENALTY)]
     best = np.sum(left_out, axis=0).argmin(axis=0)
     chosen: NDArray[np.float64] = np.take_along_axis(found, best[None, None], axis=0)[0]
-    return chosen
+    return components @ chosen
+
+
+def _by_l(descriptors: Tensor) -> list[Tensor]:
+    """Parts of each angular momentum, (n, 2l+1, channels)."""
+    l_max = round(descriptors.shape[1] ** 0.5) - 1
+    return [descriptors[:, l * l : (l + 1) ** 2] for l in range(l_max + 1)]
+
+
+def _scalar_products(vectors: Tensor) -> Tensor:
+    """Σ_m a_m b_m / (2l+1) of all pairs of channels, (n, 2l+1, k) → (n, 1, k (k+1) / 2)."""
+    products = vectors.transpose(1, 2) @ vectors / vectors.shape[1]
+    i, j = torch.triu_indices(vectors.shape[2], vectors.shape[2], device=vectors.device)
+    # With √2 the sum of all squares does not depend on the choice of axes in channel space.
+    return (products[:, i, j] * torch.where(i == j, 1.0, 2**0.5).to(products)).unsqueeze(1)
+
+
+def _principal_directions(descriptors: list[Tensor], count: int) -> Tensor:
+    """Directions of the largest descriptors of each l ≥ 1, (l_max, channels, count)."""
+    found = []
+    for parts in zip(*(_by_l(d)[1:] for d in descriptors), strict=True):
+        moments = sum(part.double().flatten(0, 1).T @ part.double().flatten(0, 1) for part in parts)
+        assert isinstance(moments, Tensor)
+        found.append(torch.linalg.eigh(moments).eigenvectors.flip(1)[:, :count])
+    return torch.stack(found)
 
 
 def _rms(values: NDArray[np.float64]) -> float:

@@ -6,6 +6,8 @@ import torch
 from ase.build import molecule
 from e3nn import o3
 from pydantic import ValidationError
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from eac_model.checkpoint import ModelCard, load_model, save_model
 from eac_model.data.sample import DensitySample
@@ -262,3 +264,35 @@ def test_model_files_carry_layout_shift_and_spread(tmp_path):
     loaded, _ = load_model(tmp_path / "model.safetensors")
     assert loaded.config.onsite.datasets == {"O": "O.PBE abc"}
     np.testing.assert_array_equal(onsite(loaded, atoms), onsite(found, atoms))
+
+
+@pytest.mark.parametrize("version", ["2", "3", "4"])
+def test_readouts_from_before_the_products_predict_what_they_did(tmp_path, version):
+    found = network(layout("GPAW"))
+    path = tmp_path / "model.safetensors"
+    save_model(found, ModelCard(name="test"), path)
+    tensors = load_file(path)
+    before = 6 * (1 + 2)  # channels, and their squared lengths of l = 1 and 2
+    for symbol in "HO":
+        del tensors[f"onsite.directions.{symbol}"]
+        tensors[f"onsite.read.{symbol}_0e"] = tensors[f"onsite.read.{symbol}_0e"][:before].clone()
+    with safe_open(path, "pt") as file:
+        header = file.metadata() | {"format_version": version}
+    save_file(tensors, path, metadata=header)
+    with torch.no_grad():
+        for symbol in "HO":
+            found.onsite.read[f"{symbol}_0e"][before:] = 0.0
+    np.testing.assert_array_equal(onsite(load_model(path)[0], water()), onsite(found, water()))
+
+
+def test_turning_the_axes_of_channel_space_changes_no_norm_of_the_products():
+    """So a ridge regression on them does not depend on the choice of axes either."""
+    head = network(layout(channels=WATER)).onsite
+    descriptors = torch.randn(5, 9, 6, dtype=torch.float64)
+    before = head.features("O", descriptors)[o3.Irrep("0e")]
+    with torch.no_grad():
+        turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
+        head.directions["O"].copy_(head.directions["O"] @ turn)
+    after = head.features("O", descriptors)[o3.Irrep("0e")]
+    assert (after - before).abs().max() > 0.1
+    torch.testing.assert_close(after @ after.mT, before @ before.mT)

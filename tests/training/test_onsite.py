@@ -136,6 +136,25 @@ def test_readouts_are_the_least_squares_fit_to_the_descriptors():
         torch.testing.assert_close(found[0, [0, 4]], data[0, [0, 4]], atol=1e-5, rtol=0)
 
 
+def test_scalar_data_may_be_products_of_different_channels():
+    torch.manual_seed(0)
+    shape = {"elements": (1,), "l_max": 2, "channels": 16, "interactions": 1}
+    layout = OnsiteLayout(code="VASP", channels={"H": (0,)})
+    network = build(NetworkConfig(**shape, onsite=layout), torch.float64)
+
+    def draw(atoms):
+        # Few directions matter, as in real descriptors.
+        descriptors = torch.randn(atoms, 9, 16, dtype=torch.float64)
+        descriptors[:, :, 3:] *= 1e-3
+        product = (descriptors[:, 4:9, 0] * descriptors[:, 4:9, 1]).sum(dim=1, keepdim=True)
+        return descriptors, torch.ones(atoms, dtype=torch.int64), product
+
+    network.onsite.regress(draw(30) for _ in range(10))
+    descriptors, numbers, product = draw(100)
+    error = network.onsite(descriptors, numbers) - product
+    assert error.square().mean() < 1e-4 * product.square().mean()
+
+
 def test_noise_is_not_fitted():
     torch.manual_seed(0)
     shape = {"elements": (1,), "l_max": 2, "channels": 16, "interactions": 1}
@@ -206,7 +225,7 @@ def test_percents_are_root_mean_squares_and_leave_out_what_never_occurred():
     assert onsite_percents(sums, ["a", "b"]) == pytest.approx({"a": 20.0})
 
 
-def test_the_errors_of_onsite_data_fall_and_are_logged(tmp_path):
+def test_the_errors_of_onsite_data_are_small_from_the_first_and_logged(tmp_path):
     frames = store_of(tmp_path / "frames", [with_onsite(seed) for seed in range(48)])
     network = {**ONSITE, "l_max": 2, "channels": 8, "interactions": 2}
     model = train(
@@ -214,7 +233,7 @@ def test_the_errors_of_onsite_data_fall_and_are_logged(tmp_path):
             frames,
             network=network | {"atom_cutoff": 3.0, "atom_radial_hidden": [32]},
             data={"validation": 8, "structures_per_batch": 4},
-            optimisation={"steps": 100, "learning_rate": 0.02, "warmup_steps": 20},
+            optimisation={"steps": 30, "learning_rate": 0.005, "warmup_steps": 10},
             loss={"onsite_weight": 5.0},
             validate_every=10,
         ),
@@ -223,8 +242,8 @@ def test_the_errors_of_onsite_data_fall_and_are_logged(tmp_path):
     found = [float(r["validation_onsite_percent"]) for r in rows(tmp_path / "run")
              if r["validation_onsite_percent"]]  # fmt: skip
     # The first ones are good already: least squares on untrained descriptors.
-    assert min(found[:2]) < 90
-    assert found[-1] < 0.9 * found[0]
+    assert min(found[:2]) < 60
+    assert found[-1] < 75
     with safe_open(model, "pt") as file:
         blocks = json.loads(file.metadata()["card"])["training"]["validation_onsite_blocks_percent"]
     # O s1s1 and O p1p1 L=2 never vary in these data: nothing is to be learned there.
