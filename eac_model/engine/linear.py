@@ -100,7 +100,7 @@ def linear_coefficients(network: EACNet, descriptors: Tensor, elements: Tensor) 
         if network.linear is None:
             assert spherical is not None
             return spherical.unsqueeze(1)
-        attributes = network.types.table[elements]
+        attributes = network.decoder_attributes(elements)
         coefficients: Tensor = network.linear.coefficients(descriptors, attributes)
         if spherical is not None:
             coefficients[:, 0] += spherical

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from statistics import geometric_mean
+
+import numpy as np
 import torch
 from e3nn import o3
 from torch import Tensor, nn
 
+from eac_model.data.sample import DensitySample
 from eac_model.graph import AtomGraph, PointPairs
+from eac_model.neighbors import point_pairs
 from eac_model.network.config import NetworkConfig
 from eac_model.network.density_network import DensityNetwork
 from eac_model.network.embedding import MomentEmbedding, TypeEmbedding
@@ -18,6 +24,13 @@ from eac_model.network.value_weight import ValueWeightDecoder
 
 FUNCTION_SIZE = 0.3
 """Size of the radial functions of the linear decoder beside weights of size one."""
+
+POINTS_OF_SCALES = 1000
+"""Points of a sample that scales are taken from."""
+
+TYPICAL_CONTRIBUTION = 1.5e-3
+"""What an atom in reach adds to the superposed atoms at a point of water or silicon, e/Å³: the
+learning rates of the recipes count on contributions of this size."""
 
 
 class EACNet(DensityNetwork):
@@ -35,6 +48,7 @@ class EACNet(DensityNetwork):
     """
 
     config: NetworkConfig
+    scale_contributions: Tensor
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
@@ -70,6 +84,8 @@ class EACNet(DensityNetwork):
             ValueWeightDecoder(config, t) if "value-weight" in config.decoder else None
         )
         self.onsite = OnsiteHead(config) if config.onsite is not None else None
+        if self.linear is not None:
+            self.register_buffer("scale_contributions", torch.ones(len(config.elements)))
 
     def descriptors(self, graph: AtomGraph) -> Tensor:
         """Descriptors D_ic^lm of all atoms.
@@ -85,16 +101,33 @@ class EACNet(DensityNetwork):
         if self.embed_moments is not None:
             features = features + self.embed_moments(attributes, graph.magmoms)
         harmonics = self.atom_harmonics(graph.vectors)
-        basis = self.atom_basis(lengths(graph.vectors))
+        basis, rows = self.distance_basis(graph.vectors)
         irreps = o3.Irreps(f"{self.config.channels}x0e")
         for interaction in self.interactions:
             features = interaction(
-                features, attributes, graph.senders, graph.receivers, harmonics, basis
+                features, attributes, graph.senders, graph.receivers, harmonics, basis, rows
             )
             irreps = interaction.irreps_out
         by_l = by_component(features, irreps)
         missing = (self.config.l_max + 1) ** 2 - by_l.shape[1]
         return nn.functional.pad(by_l, (0, 0, 0, missing)) if missing else by_l
+
+    def distance_basis(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Radial basis of vectors (e, 3) between atoms, every distance once.
+
+        Returns
+        -------
+        basis
+            (u, size) of the distances that differ: of i → j and j → i there is one.
+        rows
+            (e,) where that of each vector is; None: u = e. Gradients with respect to the vectors
+            need it so.
+        """
+        distances = lengths(vectors)
+        if distances.requires_grad:
+            return self.atom_basis(distances), None
+        distances, rows = torch.unique(distances, return_inverse=True)
+        return self.atom_basis(distances), rows
 
     def contributions(
         self, descriptors: Tensor, numbers: Tensor, pairs: PointPairs, *, zonal: bool = True
@@ -120,10 +153,10 @@ class EACNet(DensityNetwork):
         if self.linear is not None and zonal:
             # Free atoms ride along in the linear decoder's own coefficients.
             spherical = None if free is None else free.table[elements] / self.n_spin
-            total = self.linear(descriptors, self.types(numbers), pairs, spherical)
+            total = self.linear(descriptors, self.decoder_attributes(elements), pairs, spherical)
             free = None
         elif self.linear is not None:
-            total = self.linear.forward_e3nn(descriptors, self.types(numbers), pairs)
+            total = self.linear.forward_e3nn(descriptors, self.decoder_attributes(elements), pairs)
         if self.value_weight is not None:
             total = total + self.value_weight(
                 descriptors, pairs, self.types.table, elements, zonal=zonal
@@ -144,6 +177,43 @@ class EACNet(DensityNetwork):
             of_l = spin_descriptors[:, :, l * l : (l + 1) ** 2]
             parts.append(of_l.square().mean(dim=2).sqrt())
         return torch.cat(parts, dim=2).mean(dim=0)
+
+    def decoder_attributes(self, elements: Tensor) -> Tensor:
+        """Attributes (n, t) that the linear decoder sees, by position in ``config.elements``.
+
+        They carry the size of an element's contributions (:meth:`fit_scales`): a step that suits
+        oxygen would ruin caesium, whose density is a hundred times lower.
+        """
+        scales = self.scale_contributions[elements].unsqueeze(-1)
+        attributes: Tensor = self.types.table[elements] * scales
+        return attributes
+
+    def fit_scales(self, samples: Iterable[DensitySample]) -> None:
+        """Σ |ρ − superposition| over Σ atoms in reach, mean over an element's structures."""
+        if self.linear is None:
+            return
+        found: dict[int, list[float]] = {}
+        for sample in samples:
+            stride = max(1, sample.density.size // POINTS_OF_SCALES)
+            chosen = sample.select(np.arange(0, sample.density.size, stride))
+            assert chosen.points is not None
+            pairs = point_pairs(sample.atoms, chosen.points, self.config.point_cutoff, self.dtype)
+            elements = self.types.elements(torch.as_tensor(sample.atoms.numbers.astype(np.int64)))
+            target = torch.as_tensor(chosen.density, dtype=self.dtype)
+            if self.superposition is not None:
+                target = target - self.superposition.at_points(elements, pairs)
+            size = float(target.abs().sum()) / max(int(pairs.mask.sum()), 1)
+            if size > 0:
+                for element in elements.unique().tolist():
+                    found.setdefault(element, []).append(size)
+        for element, sizes in found.items():
+            self.scale_contributions[element] = geometric_mean(sizes) / TYPICAL_CONTRIBUTION
+
+    def fitted(self) -> Iterator[tuple[str, Tensor]]:
+        """What a model file holds beside the trained parameters, by name in the state dict."""
+        yield from super().fitted()
+        if self.linear is not None:
+            yield "scale_contributions", self.scale_contributions
 
     def step_scales(self) -> dict[str, float]:
         """See :meth:`DensityNetwork.step_scales`: radial functions of the linear decoder."""

@@ -3,7 +3,7 @@ import pytest
 import torch
 from ase import Atoms
 
-from eac_model.engine import encode, evaluate_grid, evaluate_points, integrate_contributions
+from eac_model.engine import encode, evaluate_grid, evaluate_points, integrate_density
 from eac_model.errors import StructureError, UnknownElementError
 from eac_model.neighbors import atom_graph, point_pairs
 from eac_model.network import EACNet, NetworkConfig
@@ -27,6 +27,7 @@ def network(dtype=torch.float64, **settings):
     with torch.no_grad():
         model.superposition.table.uniform_(0, 1)
         model.linear.functions.mul_(1000)
+        model.scale_contributions.copy_(torch.tensor([0.7, 1.3]))
     return model.to(dtype).eval()
 
 
@@ -99,7 +100,7 @@ def test_integrals_of_contributions_equal_sums_over_the_grid():
     model, atoms = network(), structure()
     encoded = encode(model, atoms)
     shape = (6, 5, 4)
-    populations, dipoles = integrate_contributions(model, encoded, shape, block_size=11)
+    populations, dipoles = integrate_density(model, encoded, shape, by_atom=True, block_size=11)
     fractions = np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), axis=-1)
     points = fractions.reshape(-1, 3) @ np.array(SKEWED)
     parts = evaluate_points(model, encoded, points, contributions=True)
@@ -111,8 +112,9 @@ def test_integrals_of_contributions_equal_sums_over_the_grid():
 def test_the_dipole_of_a_single_contribution_vanishes_by_symmetry():
     model = network(interactions=0, decoder="linear")
     atom = Atoms("O", [[0, 0, 0]])
-    _, dipoles = integrate_contributions(
-        model, encode(model, atom), (41, 41, 41), cell=8.2 * np.eye(3), origin=np.full(3, -4.0)
+    cell, origin = 8.2 * np.eye(3), np.full(3, -4.0)
+    _, dipoles = integrate_density(
+        model, encode(model, atom), (41, 41, 41), by_atom=True, cell=cell, origin=origin
     )
     assert np.abs(dipoles).max() < 1e-10
 
