@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from eac_model.engine import EncodedAtoms
 from eac_model.network import DensityNetwork
+from eac_model.network.expected_error import atoms_in_reach
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ def estimate_error(network: DensityNetwork, encoded: EncodedAtoms) -> ErrorEstim
     if expected is None or invariants is None:
         return None
     elements = network.element_index[encoded.numbers]
-    errors, structure = expected(invariants, elements)
+    pairs = atoms_in_reach(encoded.atoms, float(expected.reach))
+    errors, structure = expected(invariants, elements, pairs)
     distances = expected.distances(invariants, elements)
     return ErrorEstimate(
         structure=float(structure),

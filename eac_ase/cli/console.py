@@ -14,13 +14,14 @@ from rich.markup import escape
 from rich.table import Table
 
 from eac_model.errors import ConfigurationError, StructureError
+from eac_model.registry import default_model
 
 if TYPE_CHECKING:
     from ase import Atoms
 
     from eac_ase.calculator import EACDensity
 
-DEFAULT_MODEL = "water-scan"
+DEFAULT_MODEL = default_model()
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
@@ -61,9 +62,8 @@ def read_structure(name: str) -> Atoms:
         raise StructureError(f"There is no structure file {name}.") from None
     except Exception as error:
         # ASE's readers fail in every way there is.
-        raise StructureError(
-            f"ASE cannot read a structure from {name} ({type(error).__name__}: {error})."
-        ) from error
+        cause = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise StructureError(f"ASE cannot read a structure from {name} ({cause}).") from error
     if not isinstance(atoms, Atoms):
         raise StructureError(f"{name} names several structures: pick one, as in file.traj@-1.")
     return atoms

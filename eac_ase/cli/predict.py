@@ -26,6 +26,7 @@ from eac_ase.cli.console import (
     status,
 )
 from eac_model.errors import ConfigurationError, GridError
+from eac_model.registry import WATER
 
 if TYPE_CHECKING:
     from ase import Atoms
@@ -40,6 +41,14 @@ BYTES_A_VALUE = 16
 """What a value takes in memory from its evaluation to the file, copies included."""
 
 DEMO_STRUCTURE = "water48.xyz"
+
+KINDS = {
+    "valence": "valence",
+    "pseudo": "GPAW's pseudo density: no count of valence electrons, no start for VASP",
+    "all-electron": "all-electron",
+    "unknown": "unknown",
+}
+"""What is said of the number of electrons, by kind of density."""
 
 
 @app.command(
@@ -201,8 +210,8 @@ def _facts(calculator: EACDensity, atoms: Atoms, name: str, shape: Shape) -> dic
     else:
         worst = int(estimate.atoms.argmax())
         trust = {
-            "expected_error_percent": estimate.structure,
-            "expected_error_of_atoms_percent": estimate.atoms.tolist(),
+            "expected_error_percent": _finite(estimate.structure),
+            "expected_error_of_atoms_percent": [_finite(error) for error in estimate.atoms],
             "largest_at": f"{atoms.symbols[worst]} {worst}",
             "unfamiliar_atoms": estimate.unfamiliar.tolist(),
         }
@@ -215,6 +224,11 @@ def _facts(calculator: EACDensity, atoms: Atoms, name: str, shape: Shape) -> dic
         "shape": list(shape),
         "density_kind": calculator.card.provenance.density_kind,
     }
+
+
+def _finite(percent: float) -> float | None:
+    """JSON knows no infinity, the error where nothing is known of one."""
+    return float(percent) if math.isfinite(percent) else None
 
 
 def _outcome(points: int, seconds: float, files: list[Path]) -> dict[str, Any]:
@@ -233,18 +247,18 @@ def _report(report: dict[str, Any], as_json: bool) -> None:
         "structure": f"{report['structure']}  ({report['formula']}, {report['atoms']} atoms)",
         "model": f"{report['model']} on {report['device']}",
         "grid": " × ".join(map(str, report["shape"])),
-        "electrons": f"{report['electrons']:.4f}  ({report['density_kind']})",
+        "electrons": f"{report['electrons']:.4f}  ({KINDS[report['density_kind']]})",
     }
     if "magnetic_moment" in report:
         rows["moment"] = f"{report['magnetic_moment']:.4f} μ_B"
-    if "expected_error_percent" in report:
+    if report.get("unfamiliar_atoms"):
+        rows["expected error"] = "unknown: surroundings unlike the training data"
+    elif "expected_error_percent" in report:
         largest = max(report["expected_error_of_atoms_percent"])
         rows["expected error"] = (
             f"{report['expected_error_percent']:.2f} %  (around {report['largest_at']} "
             f"{largest:.2f} %)"
         )
-        if report["unfamiliar_atoms"]:
-            rows["expected error"] = "unknown: surroundings unlike the training data"
     rows["wall time"] = f"{report['seconds']:.2f} s"
     rows["speed"] = f"{report['points_per_second']:,.0f} points/s"
     rows["written"] = "\n".join(report["files"])
@@ -253,7 +267,7 @@ def _report(report: dict[str, Any], as_json: bool) -> None:
 
 @app.command(epilog="[bold]Example[/]\n\neac demo --directory /tmp/demo")
 def demo(
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOption = WATER,
     directory: Annotated[Path, typer.Option(help="Where the files go.")] = Path("demo"),
     spacing: SpacingOption = None,
     device: DeviceOption = None,

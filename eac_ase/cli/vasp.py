@@ -9,7 +9,6 @@ import typer
 
 from eac_ase.cli.app import app
 from eac_ase.cli.console import (
-    DEFAULT_MODEL,
     DeviceOption,
     JsonOption,
     ModelOption,
@@ -19,6 +18,7 @@ from eac_ase.cli.console import (
     say,
     status,
 )
+from eac_model.registry import WATER
 
 
 @app.command(
@@ -36,7 +36,7 @@ def vasp(
     directory: Annotated[
         Path, typer.Argument(metavar="DIR", help="A prepared run: POSCAR, INCAR, POTCAR.")
     ],
-    model: ModelOption = DEFAULT_MODEL,
+    model: ModelOption = WATER,
     bands: Annotated[
         bool,
         typer.Option("--bands", help="Keep the density (ICHARG = 11): bands, density of states."),

@@ -14,7 +14,12 @@ from eac_model.data.sampling import SamplingMixture
 from eac_model.graph import PointPairs
 from eac_model.neighbors import atom_graph
 from eac_model.network import DensityNetwork
-from eac_model.network.expected_error import CalibrationStructure, ExpectedError
+from eac_model.network.expected_error import (
+    REACH,
+    CalibrationStructure,
+    ExpectedError,
+    atoms_in_reach,
+)
 from eac_model.network.radial import lengths
 from eac_model.training.config import TrainingConfig
 from eac_model.training.data import (
@@ -34,7 +39,11 @@ POINTS = 8000
 def calibrate(
     path: Path, config: TrainingConfig, train: Sequence[Source], left_out: Sequence[Source]
 ) -> None:
-    """Add expected errors to a model file; nothing happens to networks without invariants."""
+    """Add expected errors to a model file.
+
+    Nothing happens to networks without invariants, or if all structures left out hold elements that
+    the training data lack.
+    """
     network, card = load_model(path)
     training = [
         found
@@ -47,6 +56,8 @@ def calibrate(
         len(network.config.elements), training[0].invariants.shape[1]
     ).to(network.dtype)
     network.expected_error.fit(training, _with_errors(network, config, left_out))
+    if not torch.isfinite(network.expected_error.limit):
+        return
     save_model(network, card, path)
 
 
@@ -55,7 +66,8 @@ def _environments(network: DensityNetwork, source: Source) -> CalibrationStructu
     invariants = network.atom_invariants(network.spin_descriptors(graph))
     if invariants is None:
         return None
-    return CalibrationStructure(invariants, network.element_index[graph.numbers])
+    elements = network.element_index[graph.numbers]
+    return CalibrationStructure(invariants, elements, atoms_in_reach(source.atoms, REACH))
 
 
 def _with_errors(
@@ -80,7 +92,8 @@ def _with_errors(
         invariants = network.atom_invariants(descriptors)
         assert invariants is not None
         elements = network.element_index[graph.numbers]
-        yield CalibrationStructure(invariants, elements, errors, electrons)
+        pairs = atoms_in_reach(source.atoms, REACH)
+        yield CalibrationStructure(invariants, elements, pairs, errors, electrons)
 
 
 def nearest_atoms(pairs: PointPairs, numbers: Tensor) -> Tensor:

@@ -8,12 +8,18 @@ import pytest
 import torch
 from ase.build import molecule
 from ase.calculators.calculator import PropertyNotImplementedError
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from eac_ase import EACDensity
 from eac_model.checkpoint import load_model
 from eac_model.errors import UnfamiliarStructureWarning
 from eac_model.neighbors import atom_graph
-from eac_model.network.expected_error import CalibrationStructure, ExpectedError
+from eac_model.network.expected_error import (
+    CalibrationStructure,
+    ExpectedError,
+    atoms_in_reach,
+)
 
 from .conftest import tiny_network, write_model
 from .test_cli import run
@@ -31,7 +37,9 @@ def known(network, seed):
     invariants = network.atom_invariants(network.spin_descriptors(graph)).detach()
     electrons = torch.tensor([6.0, 1.0, 1.0])
     errors = electrons * torch.tensor([0.02, 0.01, 0.01])
-    return CalibrationStructure(invariants, network.element_index[graph.numbers], errors, electrons)
+    elements = network.element_index[graph.numbers]
+    pairs = atoms_in_reach(rattled(seed), 4.0)
+    return CalibrationStructure(invariants, elements, pairs, errors, electrons)
 
 
 @pytest.fixture(scope="module", params=[False, True], ids=["paired", "spin"])
@@ -91,6 +99,29 @@ def test_estimates_come_back_from_a_model_file(model, tmp_path):
     network, _ = load_model(model)
     assert load_model(model, dtype=torch.float32)[0].expected_error.unit.dtype == torch.float32
     assert torch.isinf(network.expected_error.references).any()
+
+
+@pytest.mark.filterwarnings("ignore::eac_model.errors.UnfamiliarStructureWarning")
+def test_files_without_neighbours_in_their_estimates_keep_these(model, tmp_path):
+    """Format 4: distances of an atom's own invariants, in the units in which they come."""
+    tensors = load_file(model)
+    for name in ("scales", "reach"):
+        del tensors[f"expected_error.{name}"]
+    with safe_open(model, "pt") as file:
+        header = file.metadata() | {"format_version": "4"}
+    save_file(tensors, tmp_path / "old.safetensors", metadata=header)
+    network, _ = load_model(tmp_path / "old.safetensors")
+    expected = network.expected_error
+    assert expected.reach == 0
+    estimate = EACDensity(network).get_error_estimate(rattled(40))
+    graph = atom_graph(rattled(40), network.config.atom_cutoff, network.dtype)
+    invariants = network.atom_invariants(network.spin_descriptors(graph)).detach()
+    elements = network.element_index[graph.numbers]
+    between = (expected.references[elements] - invariants[:, None]).norm(dim=2).amin(dim=1)
+    d = between / expected.unit[elements]
+    np.testing.assert_allclose(estimate.distances, d, rtol=1e-9)
+    by_hand = torch.exp(expected.offset[elements] + expected.slope * torch.log1p(d))
+    np.testing.assert_allclose(estimate.atoms, by_hand, rtol=1e-9)
 
 
 def test_the_command_line_prints_the_estimate(model, tmp_path):
