@@ -14,19 +14,17 @@ errors per volume compare, errors near nuclei do not.
 from __future__ import annotations
 
 import argparse
-import io
 import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from runs import REPOSITORY, RESULTS, Results, show_progress
+from runs import REPOSITORY, RESULTS, Help, Results, save_picture, show_progress, subset
 
 from eac_ase import EACDensity
 from eac_ase.evaluation import SampleErrors, evaluate_sample
 from eac_model.data import DensitySample, DensityStore
-from eac_model.files import write_bytes
 from eac_model.training import TrainingConfig, train
 from eac_model.training.files import RunFiles, read_metrics
 
@@ -105,13 +103,8 @@ def learn(
     """Train on some points of a structure; the model, and figures of the run."""
     count = min(count, seen.density.size)
     rng = np.random.default_rng(options.seed)
-    points = folder / "points.store"
-    if not points.exists():
-        chosen = np.sort(rng.choice(seen.density.size, count, replace=False))
-        made = folder / "unfinished.store"
-        shutil.rmtree(made, ignore_errors=True)
-        DensityStore.create(made).append(seen.select(chosen))
-        made.rename(points)
+    chosen = np.sort(rng.choice(seen.density.size, count, replace=False))
+    points = subset(folder / "points.store", [seen.select(chosen)])
     steps = options.steps
     config = TrainingConfig.from_mapping(
         {
@@ -195,17 +188,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
         axes.set(xlabel="training points", ylabel="MAE on unseen structures / e Å⁻³", title=element)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    write_bytes(path, picture.getvalue())
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written, defaults behind the options."""
+    save_picture(figure, path)
 
 
 def _options() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     options.add_argument(
         "store",
         nargs="?",

@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from runs import REPOSITORY, RESULTS, show_progress
+from runs import REPOSITORY, RESULTS, Help, show_progress
 
 from eac_ase.ecd import TASKS, Budget, run_task
 from eac_ase.ecd.report import table
@@ -71,12 +71,8 @@ def write(path: Path, contents: list[dict[str, Any]]) -> None:
     write_bytes(path.with_suffix(".md"), table(contents).encode())
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written, defaults behind the options."""
-
-
 def _options() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     options.add_argument("data", type=Path, help="folder in ECD's layout")
     options.add_argument("--tasks", nargs="+", choices=list(TASKS), default=list(TASKS))
     options.add_argument("--other", type=Path, help="store of other PBE densities, for MP-id")

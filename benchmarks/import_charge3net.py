@@ -13,12 +13,10 @@ benchmarks/results/import_charge3net.json. Their model code needs torch, e3nn, S
 
 from __future__ import annotations
 
-import argparse
 import copy
 import importlib
 import importlib.util
 import sys
-import tempfile
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -30,17 +28,19 @@ from import_eac import (
     FIXTURE,
     RESULTS,
     best_times,
+    describe,
     hydroxide,
+    options_of,
     silicon,
     some_points,
     store,
+    through_a_file,
     water_box,
 )
 from numpy.typing import NDArray
 from torch.nn.functional import one_hot
 
 from eac_model.engine import encode, evaluate_points
-from eac_model.imports import import_model
 from eac_model.neighbors import atom_graph
 
 SMALL = {"mul": 40, "num_interactions": 3, "num_basis": 8}
@@ -48,7 +48,7 @@ PUBLISHED = {"mul": 500, "lmax": 4, "num_interactions": 3, "num_basis": 20}
 
 
 def main() -> None:
-    options = _options()
+    options = options_of(__doc__, RESULTS.with_name("import_charge3net.json"))
     torch.set_num_threads(1)
     reference = Reference(options.checkout)
     match options.what:
@@ -81,10 +81,7 @@ def compare(
     theirs = reference.network(settings, seed)
     points = some_points(atoms, 60, 100 + seed)
     expected = reference.density(theirs, atoms, points)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pt"
-        reference.save(theirs, path)
-        network, _ = import_model(path)
+    network = through_a_file(lambda path: reference.save(theirs, path))
     found = evaluate_points(network, encode(network, atoms), points)
     scale = float(np.abs(expected).max())
     return {
@@ -100,10 +97,7 @@ def measure_speed(reference: Reference, repeats: int) -> list[dict[str, Any]]:
     """The published size on liquid water (48 atoms), one thread."""
     atoms, count = water_box(), 64
     theirs = reference.network({**PUBLISHED, "spin": False}, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pt"
-        reference.save(theirs, path)
-        network, _ = import_model(path, elements=(1, 8))
+    network = through_a_file(lambda path: reference.save(theirs, path), elements=(1, 8))
     points = some_points(atoms, count, 0)
     encoded = encode(network, atoms)
     inputs = reference.inputs(atoms, points, theirs)
@@ -118,7 +112,7 @@ def measure_speed(reference: Reference, repeats: int) -> list[dict[str, Any]]:
             "theirs_without_neighbours": lambda: reference.decode(theirs, inputs, known),
             "ours": lambda: evaluate_points(network, encoded, points),
             "atoms_theirs": lambda: reference.describe(theirs, inputs),
-            "atoms_ours": lambda: _describe(network, graph),
+            "atoms_ours": lambda: describe(network, graph),
         },
         repeats,
     )
@@ -130,11 +124,6 @@ def measure_speed(reference: Reference, repeats: int) -> list[dict[str, Any]]:
             row[f"points_per_second_{name}"] = count / seconds
     print(row)
     return [row]
-
-
-def _describe(network: Any, graph: Any) -> None:
-    with torch.no_grad():
-        network.descriptors(graph)
 
 
 def write_fixture(reference: Reference) -> None:
@@ -208,15 +197,6 @@ class Reference:
         """Densities from known features of the atoms."""
         with torch.no_grad():
             network.probe_model(inputs, copy.copy(known))
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
-    parser.add_argument("what", choices=["equality", "speed", "fixture"])
-    parser.add_argument("checkout", type=Path, help="folder with the authors' repository")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULTS.with_name("import_charge3net.json"))
-    return parser.parse_args()
 
 
 if __name__ == "__main__":

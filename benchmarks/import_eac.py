@@ -41,10 +41,11 @@ from torch_geometric.utils import scatter
 
 from eac_model.engine import encode, evaluate_grid, evaluate_points
 from eac_model.files import write_bytes
+from eac_model.graph import AtomGraph
 from eac_model.imports import import_model
 from eac_model.imports.eac_net import WEIGHTS
 from eac_model.neighbors import atom_graph, point_pairs
-from eac_model.network import EACNet, NetworkConfig, build
+from eac_model.network import DensityNetwork, EACNet, NetworkConfig, build
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = REPOSITORY / "benchmarks" / "results" / "import_eac.json"
@@ -53,7 +54,7 @@ POINTS = 400
 
 
 def main() -> None:
-    options = _options()
+    options = options_of(__doc__, RESULTS)
     torch.set_num_threads(1)
     reference = Reference(options.checkout)
     match options.what:
@@ -100,10 +101,7 @@ def compare(
     # Not the atoms' own random numbers: on a nucleus a direction, and so the network, is undefined.
     points = some_points(atoms, POINTS, 100 + seed)
     expected = reference.density(theirs, atoms, points)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pt"
-        reference.save(theirs, settings, path)
-        network, _ = import_model(path)
+    network = through_a_file(lambda path: reference.save(theirs, settings, path))
     # Their softmaxes add 1e-8 to what is left of the largest score in the batch: not a softmax.
     theirs.probe_fit_model.edge_weight_net.threshold = 0.0
     exact = reference.density(theirs, atoms, points)
@@ -139,10 +137,7 @@ def speed_of(
     """One network: theirs as it is, our two forms on the same points, our engine on a grid."""
     atoms = water_box()
     theirs = reference.network(settings, 0)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.pt"
-        reference.save(theirs, settings, path)
-        network, _ = import_model(path, elements=(1, 8))
+    network = through_a_file(lambda path: reference.save(theirs, settings, path), elements=(1, 8))
     points = some_points(atoms, count, 0)
     encoded = encode(network, atoms)
     graph = atom_graph(atoms, network.config.atom_cutoff)
@@ -186,12 +181,22 @@ def speed_of(
     }
     describing = {
         "theirs": lambda: reference.describe(theirs, batch),
-        "ours": lambda: _descriptors(network, graph),
+        "ours": lambda: describe(network, graph),
     }
     for key, seconds in best_times(describing, repeats).items():
         row[f"seconds_descriptors_{key}"] = seconds
     print(json.dumps(row, indent=1))
     return row
+
+
+def through_a_file(
+    save: Callable[[Path], None], elements: tuple[int, ...] | None = None
+) -> DensityNetwork:
+    """A network of theirs as ours."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.pt"
+        save(path)
+        return import_model(path, elements=elements)[0]
 
 
 def best_times(measured: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
@@ -218,7 +223,8 @@ def linear_network() -> EACNet:
     return network.eval()
 
 
-def _descriptors(network: EACNet, graph: Any) -> None:
+def describe(network: DensityNetwork, graph: AtomGraph) -> None:
+    """Our features of the atoms."""
     with torch.no_grad():
         network.descriptors(graph)
 
@@ -540,12 +546,13 @@ def _neighbours(
         yield [j for j in found if not (ignore_same_index and j == i)]
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", maxsplit=1)[0])
+def options_of(description: str, output: Path) -> argparse.Namespace:
+    """The command line of this script and of import_charge3net.py."""
+    parser = argparse.ArgumentParser(description=description.split("\n", maxsplit=1)[0])
     parser.add_argument("what", choices=["equality", "speed", "fixture"])
     parser.add_argument("checkout", type=Path, help="folder with the authors' repository")
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--output", type=Path, default=output)
     return parser.parse_args()
 
 

@@ -11,16 +11,14 @@ the results file, an unfinished one resumes from its last checkpoint.
 from __future__ import annotations
 
 import argparse
-import io
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import yaml
 from matplotlib.figure import Figure
-from runs import REPOSITORY, Results, expand, parser, run_once, show_progress
+from runs import REPOSITORY, Results, expand, parser, run_once, save_picture, show_progress
 
-from eac_model.files import write_bytes
 from eac_model.training import TrainingConfig
 
 RECIPE: dict[str, Any] = yaml.safe_load(
@@ -109,9 +107,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     axes.set(xlabel="training frames", ylabel="ε_mae on the frame left out / %")
     axes.set_xticks(list(curve))
     axes.grid(alpha=0.3)
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    write_bytes(path, picture.getvalue())
+    save_picture(figure, path)
 
 
 def _options() -> argparse.Namespace:

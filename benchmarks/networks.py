@@ -19,9 +19,7 @@ Finished runs are kept in the results file.
 from __future__ import annotations
 
 import argparse
-import io
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -31,13 +29,23 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from runs import REPOSITORY, RESULTS, Results, expand, run_once, show_progress
+from runs import (
+    REPOSITORY,
+    RESULTS,
+    Help,
+    Results,
+    expand,
+    run_once,
+    save_picture,
+    show_progress,
+    subset,
+)
 
 from eac_ase import EACDensity
 from eac_ase.ecd import EcdSet
+from eac_ase.evaluation import samples_in
 from eac_model.checkpoint import ModelCard, save_model
-from eac_model.data import DensitySample, DensityStore, read_density
-from eac_model.files import write_bytes
+from eac_model.data import DensitySample, DensityStore
 from eac_model.metrics import DensityErrors
 from eac_model.neighbors import atom_graph, point_pairs
 from eac_model.network import (
@@ -126,18 +134,6 @@ def silicon(options: argparse.Namespace) -> tuple[list[str], list[str]]:
     return [str(paths[0])], [str(paths[1])]
 
 
-def subset(path: Path, samples: Iterable[DensitySample]) -> Path:
-    """A store of its own, complete or not there."""
-    if not path.exists():
-        unfinished = path.with_name(f"unfinished-{path.name}")
-        shutil.rmtree(unfinished, ignore_errors=True)
-        store = DensityStore.create(unfinished)
-        for sample in samples:
-            store.append(sample)
-        unfinished.rename(path)
-    return path
-
-
 def one_network(
     options: argparse.Namespace, name: str, seen: list[str], unseen: list[str]
 ) -> dict[str, Any]:
@@ -211,7 +207,7 @@ def configuration(
 
 def seconds_per_step(config: TrainingConfig, file: str) -> float:
     """CPU time of a training step: draw, pairs, forward, backward, Adam; the best of five."""
-    sample = next(samples_of(file))
+    _, sample = next(samples_in(Path(file)))
     network, shape = fresh(config, sample)
     optimizer = torch.optim.Adam(network.parameters())
     rng = np.random.default_rng(0)
@@ -255,7 +251,7 @@ def superposition(
     options: argparse.Namespace, seen: list[str], unseen: list[str]
 ) -> dict[str, Any]:
     """Free atoms fitted to the training data, and nothing else."""
-    samples = [sample for file in seen for sample in samples_of(file)]
+    samples = [sample for file in seen for _, sample in samples_in(Path(file))]
     elements = sorted({int(z) for sample in samples for z in sample.atoms.numbers})
     network = build(
         network_config({"elements": elements, "superposition": True}), torch.float32
@@ -266,7 +262,7 @@ def superposition(
     save_model(network, ModelCard("superposition"), path)
     calculator = EACDensity(path, device="cpu")
     errors = DensityErrors()
-    for sample in (sample for file in unseen for sample in samples_of(file)):
+    for sample in (sample for file in unseen for _, sample in samples_in(Path(file))):
         chosen = np.arange(sample.density.size)[:: max(1, sample.density.size // 3000)]
         some = sample.select(chosen)
         assert some.points is not None
@@ -283,7 +279,7 @@ def superposition(
 
 def points_per_second(config: TrainingConfig, file: str) -> float:
     """Points a second of the bare network, pairs included, descriptors kept; the best of three."""
-    sample = next(samples_of(file))
+    _, sample = next(samples_in(Path(file)))
     network, shape = fresh(config, sample)
     network.eval()
     points = sample.grid_points()
@@ -299,16 +295,6 @@ def points_per_second(config: TrainingConfig, file: str) -> float:
             network.density(descriptors, numbers, pairs)
             times.append(process_time() - began)
     return len(points) / min(times)
-
-
-def samples_of(file: str) -> Iterator[DensitySample]:
-    """Samples of a store, or the one of a file."""
-    if not Path(file).is_dir():
-        yield read_density(file)
-        return
-    store = DensityStore.open(file)
-    for index in range(len(store)):
-        yield store.read(index)
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -371,17 +357,11 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     for axes in (left, right):
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize="small")
-    picture = io.BytesIO()
-    figure.savefig(picture, format="png", dpi=150)
-    write_bytes(path, picture.getvalue())
-
-
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """Descriptions as they are written, defaults behind the options."""
+    save_picture(figure, path)
 
 
 def _options() -> argparse.Namespace:
-    options = argparse.ArgumentParser(description=__doc__, formatter_class=_Help)
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     options.add_argument("--ecd", type=Path, help="ECD-mini, or any folder in ECD's layout")
     options.add_argument("--water", nargs="+", default=[], help="files of frames, or globs")
     options.add_argument("--silicon", type=Path, help="store of silicon")

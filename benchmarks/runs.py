@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from matplotlib.figure import Figure
+
 from eac_model.checkpoint import load_model
+from eac_model.data import DensitySample, DensityStore
 from eac_model.files import write_bytes
 from eac_model.training import TrainingConfig, train
 from eac_model.training.files import RunFiles, read_metrics
@@ -24,13 +28,13 @@ WATER = REPOSITORY / "data" / "water" / "*.h5"
 """Where recipes/water-scan.yaml, too, expects its frames; it says where they come from."""
 
 
-class _Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+class Help(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
     """Descriptions as they are written, defaults behind the options."""
 
 
 def parser(description: str, name: str, steps: int) -> argparse.ArgumentParser:
     """The options common to the scripts."""
-    options = argparse.ArgumentParser(description=description, formatter_class=_Help)
+    options = argparse.ArgumentParser(description=description, formatter_class=Help)
     options.add_argument(
         "frames", nargs="*", default=[str(WATER)], help="density files or globs, one a frame"
     )
@@ -175,8 +179,27 @@ class Results:
         write_bytes(self.path.with_suffix(".md"), self.table(self.rows).encode())
 
 
+def subset(path: Path, samples: Iterable[DensitySample]) -> Path:
+    """A store of its own, complete or not there."""
+    if not path.exists():
+        unfinished = path.with_name(f"unfinished-{path.name}")
+        shutil.rmtree(unfinished, ignore_errors=True)
+        store = DensityStore.create(unfinished)
+        for sample in samples:
+            store.append(sample)
+        unfinished.rename(path)
+    return path
+
+
+def save_picture(figure: Figure, path: Path) -> None:
+    """Write a PNG that is whole or not there."""
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    write_bytes(path, picture.getvalue())
+
+
 def show_progress() -> None:
-    """Log validations where there is no progress bar."""
+    """Log errors where there is no progress bar."""
     import logging
 
     logging.basicConfig(level=logging.INFO, format="    %(message)s")

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.fft import next_fast_len
 
 from eac_ase.error_estimate import ErrorEstimate, estimate_error
-from eac_ase.grid import DensityGrid, Shape
+from eac_ase.grid import DensityGrid, Shape, checked_shape
 from eac_ase.progress import progress_bar
 from eac_model.checkpoint import ModelCard, load_model
 from eac_model.engine import (
@@ -31,16 +32,15 @@ from eac_model.engine import (
     evaluate_grid,
     evaluate_onsite,
     evaluate_points,
-    integrate_contributions,
     integrate_density,
     stream_grid,
     total_and_spin,
 )
 from eac_model.engine.onsite import Rows
-from eac_model.errors import GridError, UnfamiliarStructureWarning
+from eac_model.errors import GridError, UnfamiliarStructureWarning, UnknownElementError
 from eac_model.neighbors import check_structure
 from eac_model.network import DensityNetwork, EACNet
-from eac_model.registry import find_model
+from eac_model.registry import default_model, find_model, models_knowing
 
 if TYPE_CHECKING:
     from eac_ase.analysis.partition import Partition, Scheme
@@ -64,6 +64,8 @@ class EACDensity(BaseCalculator):
     ----------
     model
         Name of a bundled model (``eac models`` lists them), path of a model file, or a network.
+        None takes :func:`~eac_model.registry.default_model`: ``eac-pbe`` where it is bundled,
+        else ``water-scan``.
     device
         ``"cpu"``, ``"cuda"``, …; None takes the GPU if there is one (a network stays where it is).
         Several, ``["cuda:0", "cuda:1"]``, share the points of a grid; descriptors are computed on
@@ -108,7 +110,7 @@ class EACDensity(BaseCalculator):
 
     def __init__(
         self,
-        model: str | Path | DensityNetwork = "water-scan",
+        model: str | Path | DensityNetwork | None = None,
         device: torch.device | str | Sequence[torch.device | str] | None = None,
         dtype: torch.dtype | None = None,
         normalize: bool = False,
@@ -123,12 +125,17 @@ class EACDensity(BaseCalculator):
         else:
             if first is None:
                 first = "cuda" if torch.cuda.is_available() else "cpu"
-            self.network, self.card = load_model(find_model(model), first, dtype)
+            path = find_model(default_model() if model is None else model)
+            self.network, self.card = load_model(path, first, dtype)
         self.normalize = normalize
         self._attached: Atoms | None = None
         self._encoded: EncodedAtoms | None = None
         self._integrals: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._partitions: dict[tuple[Any, ...], Partition] = {}
+
+    def __repr__(self) -> str:
+        settings = ", normalize=True" if self.normalize else ""
+        return f"EACDensity({self.card.name!r}, device={str(self.network.device)!r}{settings})"
 
     # -- ASE's interface -----------------------------------------------------------------------
 
@@ -148,7 +155,20 @@ class EACDensity(BaseCalculator):
     def get_property(
         self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True
     ) -> Any:
-        """One of the ``implemented_properties``; calculated if necessary."""
+        """One of the ``implemented_properties``; calculated if necessary.
+
+        Raises
+        ------
+        ase.calculators.calculator.PropertyNotImplementedError
+            Any other property: energies and forces, for instance.
+        """
+        if name not in self.implemented_properties:
+            raise PropertyNotImplementedError(
+                f"EACDensity knows no {name}: it predicts densities, and of ASE's properties "
+                f"{', '.join(self.implemented_properties)}. For the energy of a predicted density "
+                "see eac_ase.adapters.gpaw.fixed_density, for energies and forces "
+                "start_from_density."
+            )
         return super().get_property(name, self._structure(atoms), allow_calculation)
 
     def calculate(
@@ -346,7 +366,10 @@ class EACDensity(BaseCalculator):
         atoms = self._structure(atoms)
         encoded = self._encode(atoms)
         if atoms.cell.rank < 3:
-            raise GridError("Streaming evaluates the grid of a cell: give the atoms three vectors.")
+            raise GridError(
+                "A density is written piece by piece on the grid of a cell: give the atoms three "
+                "cell vectors, or take a larger spacing and get_density_grid."
+            )
         if shape is None:
             shape = grid_shape(atoms.cell.array, SPACING if spacing is None else spacing)
         elif spacing is not None:
@@ -596,6 +619,8 @@ class EACDensity(BaseCalculator):
 
     def _structure(self, atoms: Atoms | None) -> Atoms:
         if atoms is not None:
+            if not isinstance(atoms, Atoms):
+                raise TypeError(f"A structure is an ase.Atoms object, not {type(atoms).__name__}.")
             return atoms
         if self._attached is not None:
             return self._attached
@@ -625,7 +650,8 @@ class EACDensity(BaseCalculator):
             self._integrals = None
             self._partitions = {}
             self._encoded = None  # frees the memory, and stays empty if the structure is refused
-            self._encoded = encode(self.network, atoms)
+            with _naming_models_for(atoms):
+                self._encoded = encode(self.network, atoms)
             estimate = estimate_error(self.network, self._encoded)
             if estimate is not None and len(estimate.unfamiliar):
                 warnings.warn(
@@ -689,27 +715,16 @@ class EACDensity(BaseCalculator):
             cell, origin = box_around(atoms, self.network.config.point_cutoff, everything)
             shape = grid_shape(cell, INTEGRATION_SPACING)
             with progress_bar("charges", int(np.prod(shape))) as advance:
-                if isinstance(self.network, EACNet):
-                    self._integrals = integrate_contributions(
-                        self.network,
-                        encoded,
-                        shape,
-                        cell=cell,
-                        origin=origin,
-                        devices=self._devices,
-                        progress=advance,
-                    )
-                else:
-                    electrons, firsts = integrate_density(
-                        self.network,
-                        encoded,
-                        shape,
-                        cell=cell,
-                        origin=origin,
-                        devices=self._devices,
-                        progress=advance,
-                    )
-                    self._integrals = electrons[:, None], firsts[:, None]
+                self._integrals = integrate_density(
+                    self.network,
+                    encoded,
+                    shape,
+                    by_atom=isinstance(self.network, EACNet),
+                    cell=cell,
+                    origin=origin,
+                    devices=self._devices,
+                    progress=advance,
+                )
         return self._integrals
 
     def _places(self, atoms: Atoms) -> NDArray[np.float64]:
@@ -759,12 +774,14 @@ class EACDensity(BaseCalculator):
                 return f"The model {self.card.name!r} knows no spin: it has no magnetic moments."
             return self._why_no_contributions() if name == "magmoms" else None
         assert atoms is not None
-        check_structure(atoms, self.network.config.elements)
+        with _naming_models_for(atoms):
+            check_structure(atoms, self.network.config.elements)
         if missing := self._without_valence(atoms):
             return (
                 f"Net charges need the number of electrons of {', '.join(missing)} that the "
                 f"density counts; the card of {self.card.name!r} does not say "
-                "(card.valence_electrons). Populations: evaluate(..., contributions=True)."
+                "(card.valence_electrons). Populations: evaluate(..., contributions=True); charges "
+                "of GPAW's pseudo densities with matrices D: partition()."
             )
         if name == "charges":
             return self._why_no_contributions()
@@ -797,14 +814,13 @@ class EACDensity(BaseCalculator):
             raise GridError("Give one of shape, spacing and like, not several.")
         if like is not None:
             return like.cell, like.origin, like.shape
-        check_structure(atoms, self.network.config.elements)
+        with _naming_models_for(atoms):
+            check_structure(atoms, self.network.config.elements)
         cutoff = self.network.config.point_cutoff
         cell, origin = box_around(atoms, cutoff, _axes_without_box(atoms))
         if shape is None:
             return cell, origin, grid_shape(cell, SPACING if spacing is None else spacing)
-        if len(shape) != 3 or any(int(n) != n or n < 1 for n in shape):
-            raise GridError(f"A grid needs three positive whole numbers of points, not {shape}.")
-        return cell, origin, (int(shape[0]), int(shape[1]), int(shape[2]))
+        return cell, origin, checked_shape(shape)
 
     def _grid(
         self,
@@ -828,6 +844,18 @@ class EACDensity(BaseCalculator):
             kind=self.card.provenance.density_kind,
             provenance=self.card.provenance,
         )
+
+
+@contextmanager
+def _naming_models_for(atoms: Atoms) -> Iterator[None]:
+    """Say which bundled models know the elements of a structure that a model does not know."""
+    try:
+        yield
+    except UnknownElementError as error:
+        able = ", ".join(models_knowing(atoms.symbols)) or "none"
+        raise UnknownElementError(
+            f"{error} Bundled models that know all elements of this structure: {able}."
+        ) from None
 
 
 def _devices(

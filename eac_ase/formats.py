@@ -39,7 +39,7 @@ def density_format(path: Path) -> Format:
     if path.suffix.lower() in endings:
         return endings[path.suffix.lower()]
     raise GridError(
-        f"{path.name!r} names no density format. Known are CHGCAR*, *.chgcar and *.vasp (VASP, "
+        f"{str(path)!r} names no density format. Known are CHGCAR*, *.chgcar and *.vasp (VASP, "
         "also with .gz), *.cube, *.xsf (XCrySDen) and *.h5 (sample file)."
     )
 

@@ -15,7 +15,6 @@ import numpy as np
 from ase import Atoms
 from numpy.typing import ArrayLike, NDArray
 from scipy.ndimage import map_coordinates, spline_filter
-from scipy.signal import resample
 
 from eac_ase.formats import write_grid
 from eac_model.data.readers import read_density
@@ -26,7 +25,7 @@ Shape = tuple[int, int, int]
 Onsite = tuple[NDArray[np.floating], ...] | None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class DensityGrid:
     """Electron density on a regular grid of a cell or of a box around a molecule.
 
@@ -80,6 +79,13 @@ class DensityGrid:
         object.__setattr__(self, "cell", cell)
         object.__setattr__(self, "origin", origin)
         object.__setattr__(self, "pbc", tuple(bool(flag) for flag in self.pbc))
+
+    def __repr__(self) -> str:
+        points = " × ".join(map(str, self.shape))
+        return (
+            f"DensityGrid({self.atoms.get_chemical_formula()}, {points} points, {self.kind}"
+            f"{'' if self.spin is None else ', with spin'}, {self.integrate():.4f} electrons)"
+        )
 
     # -- where it comes from, where it goes ----------------------------------------------------
 
@@ -217,8 +223,10 @@ class DensityGrid:
         shape
             Number of points along the three axes.
         """
-        if len(shape) != 3 or min(shape) < 1:
-            raise GridError(f"A grid needs three positive sizes, not {shape}.")
+        # Half a second to import, and seldom needed.
+        from scipy.signal import resample
+
+        shape = checked_shape(shape)
 
         def interpolate(values: NDArray[np.floating]) -> NDArray[np.floating]:
             # Axes that shrink come first: less is left to transform.
@@ -473,6 +481,20 @@ class Plane:
     def points(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
         """Cartesian positions of all (x, y), Å, shape (nx, ny, 3)."""
         return self.center + x[:, None, None] * self.u + y[None, :, None] * self.v
+
+
+def checked_shape(shape: Shape) -> Shape:
+    """Three positive whole numbers of points, as ints.
+
+    Raises
+    ------
+    GridError
+        They are something else.
+    """
+    if np.shape(shape) != (3,) or any(int(n) != n or n < 1 for n in shape):
+        raise GridError(f"A grid needs three positive whole numbers of points, not {shape}.")
+    n1, n2, n3 = (int(n) for n in shape)
+    return n1, n2, n3
 
 
 def _scaled(onsite: Onsite, factor: float) -> Onsite:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from eac_ase.calculator import box_around, grid_shape
 from eac_ase.progress import progress_bar
-from eac_model.engine import EncodedAtoms, integrate_contributions
+from eac_model.engine import EncodedAtoms, integrate_density
 from eac_model.engine.linear import linear_coefficients, radial_basis_of
 from eac_model.network import DensityNetwork, EACNet
 
@@ -169,6 +169,6 @@ def _on_grid(
     cell, origin = box_around(atoms, network.config.point_cutoff, open_axes)
     shape = grid_shape(cell, spacing)
     with progress_bar("charges", int(np.prod(shape)), progress) as advance:
-        return integrate_contributions(
-            network, encoded, shape, cell=cell, origin=origin, progress=advance
+        return integrate_density(
+            network, encoded, shape, by_atom=True, cell=cell, origin=origin, progress=advance
         )

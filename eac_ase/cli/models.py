@@ -23,7 +23,7 @@ from eac_ase.cli.console import (
     status,
 )
 from eac_ase.cli.data import data_info
-from eac_model.errors import ConfigurationError, DensityFileError
+from eac_model.errors import ConfigurationError, DensityFileError, StructureError
 from eac_model.registry import bundled_models, find_model
 
 if TYPE_CHECKING:
@@ -219,10 +219,13 @@ def _density_or_structure(path: Path) -> dict[str, Any]:
     )
     try:
         sample = read_density(path)
-    except DensityFileError:
+    except DensityFileError as error:
         if density_only or not path.is_file():
             raise
-        atoms = read_structure(str(path))
+        try:
+            atoms = read_structure(str(path))
+        except StructureError:
+            raise DensityFileError(f"{error} Nor does ASE read a structure from it.") from None
         return {"file": str(path), "what": "structure", **_structure_facts(atoms)}
     origin = sample.provenance
     facts = {

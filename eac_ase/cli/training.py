@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -46,7 +50,10 @@ def train(
         bool, typer.Option("--resume", help="Go on from the last checkpoint in the directory.")
     ] = False,
 ) -> None:
-    """Train a model on your own densities; any moment is a good one to stop and resume."""
+    """Train a model on your own densities; any moment is a good one to stop and resume.
+
+    In the log of a batch job, lines take the place of the progress bar.
+    """
     with status("loading"):
         from eac_model.training import TrainingConfig
         from eac_model.training import train as run
@@ -54,7 +61,8 @@ def train(
         settings = TrainingConfig.from_yaml(config)
     directory = directory or Path("runs") / config.stem
     try:
-        model = run(settings, directory, resume=resume)
+        with nullcontext() if sys.stdout.isatty() else _logged():
+            model = run(settings, directory, resume=resume)
     except SystemExit as ended:
         # Lightning turns Ctrl-C into an ordinary exit.
         if isinstance(ended.__context__, KeyboardInterrupt):
@@ -62,6 +70,20 @@ def train(
             raise KeyboardInterrupt from ended
         raise
     Console().print(f"Model: {escape(str(model))}\nTry it: eac evaluate {escape(str(model))} FILES")
+
+
+@contextmanager
+def _logged() -> Iterator[None]:
+    """What the trainer logs, as lines on stderr."""
+    log, handler = logging.getLogger("eac_model.training"), logging.StreamHandler()
+    level = log.level
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
 
 
 @app.command(

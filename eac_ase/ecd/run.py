@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,9 @@ from eac_model.files import write_bytes
 from eac_model.registry import find_model
 from eac_model.training import TrainingConfig, train
 from eac_model.training.config import network_section
+
+Loaded = Callable[[], EACDensity]
+"""A model, loaded when it is first needed."""
 
 FUNCTIONAL = {"pbe": "PBE", "hse": "HSE06", "gnome": "PBE"}
 
@@ -155,18 +159,23 @@ class Results:
     def _key(row: dict[str, Any]) -> tuple[str, str, str, str]:
         return row["what"], row["set"], row["model"], row["name"]
 
-    def get(self, what: str, set_name: str, model: str, name: str) -> dict[str, Any] | None:
-        """A measurement, or None."""
-        return self._rows.get((what, set_name, model, name))
-
-    def add(self, what: str, set_name: str, model: str, name: str, **values: Any) -> dict[str, Any]:
-        """Keep a measurement."""
-        row = {"what": what, "set": set_name, "model": model, "name": name, **values}
-        whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(("" if whole else "\n") + json.dumps(row, ensure_ascii=False) + "\n")
-        self._rows[self._key(row)] = row
-        return row
+    def of(
+        self,
+        what: str,
+        set_name: str,
+        model: str,
+        name: str,
+        measured: Callable[[], dict[str, Any]],
+    ) -> dict[str, Any]:
+        """A measurement, made and kept if it is not there."""
+        key = (what, set_name, model, name)
+        if key not in self._rows:
+            row = {"what": what, "set": set_name, "model": model, "name": name, **measured()}
+            whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(("" if whole else "\n") + json.dumps(row, ensure_ascii=False) + "\n")
+            self._rows[key] = row
+        return self._rows[key]
 
 
 # -- models ------------------------------------------------------------------------------------
@@ -347,58 +356,51 @@ def _measure(
     with progress_bar(f"{task.name}, measuring", total, progress) as advance:
         optimal = {}
         for name in counted:
-            optimal[name] = _optimal(ecd, name, results)
+            key = ("iterations", task.tested_on, "exact", name)
+            count = results.of(*key, partial(_exact_iterations, ecd, name))
+            optimal[name] = {"default": count["default"], "optimal": count["iterations"]}
             advance(1)
         for tested in models:
-            calculator = None
+            model = cache(partial(EACDensity, str(tested.path), device=device))
             for name in names:
                 key = ("density", task.tested_on, tested.fingerprint, name)
-                row = results.get(*key)
-                if row is None:
-                    calculator = calculator or EACDensity(str(tested.path), device=device)
-                    errors = evaluate_sample(calculator, ecd.read(name), progress=False)
-                    row = results.add(*key, **measure.as_row(errors.as_dict()))
+                row = results.of(*key, partial(_errors, ecd, name, model))
                 advance(1)
                 row = {"model": tested.name, "name": name, **measure.as_row(row)}
                 if name in optimal:
-                    count, calculator = _achieved(ecd, name, tested, results, calculator, device)
-                    row |= {**optimal[name], **count}
+                    key = ("iterations", task.tested_on, tested.fingerprint, name)
+                    count = results.of(*key, partial(_iterations, ecd, name, model))
+                    row |= {**optimal[name], "achieved": count["iterations"]}
                     advance(1)
                 rows.append(row)
     return rows
 
 
-def _optimal(ecd: EcdSet, name: str, results: Results) -> dict[str, Any]:
-    """Iterations of the default start, and from the exact state."""
-    key = ("iterations", ecd.folder.name, "exact", name)
-    row = results.get(*key)
-    if row is None:
-        sample = ecd.read(name)
-        default = measure.calculation_of(sample).iterations
-        row = results.add(*key, default=default, iterations=measure.iterations(sample, None))
-    return {"default": row["default"], "optimal": row["iterations"]}
+def _errors(ecd: EcdSet, name: str, model: Loaded) -> dict[str, Any]:
+    errors = evaluate_sample(model(), ecd.read(name), progress=False)
+    return measure.as_row(errors.as_dict())
 
 
-def _achieved(
-    ecd: EcdSet,
-    name: str,
-    tested: Tested,
-    results: Results,
-    calculator: EACDensity | None,
-    device: str | None,
-) -> tuple[dict[str, Any], EACDensity | None]:
-    key = ("iterations", ecd.folder.name, tested.fingerprint, name)
-    row = results.get(*key)
-    if row is None:
-        from gpaw import KohnShamConvergenceError
+def _exact_iterations(ecd: EcdSet, name: str) -> dict[str, Any]:
+    """Of the default start, and from the exact state."""
+    sample = ecd.read(name)
+    default = measure.calculation_of(sample).iterations
+    return {"default": default, "iterations": measure.iterations(sample, None)}
 
-        calculator = calculator or EACDensity(str(tested.path), device=device)
-        try:
-            count = measure.iterations(ecd.read(name), calculator)
-        except KohnShamConvergenceError:
-            count = None  # a start so bad that there is no count to average
-        row = results.add(*key, iterations=count)
-    return {"achieved": row["iterations"]}, calculator
+
+def _iterations(ecd: EcdSet, name: str, model: Loaded) -> dict[str, Any]:
+    from gpaw import KohnShamConvergenceError
+
+    try:
+        return {"iterations": measure.iterations(ecd.read(name), model())}
+    except KohnShamConvergenceError:
+        return {"iterations": None}  # a start so bad that there is no count to average
+
+
+def _gaps(ecd: EcdSet, name: str, model: Loaded) -> dict[str, Any]:
+    sample = ecd.read(name)
+    predicted = measure.predicted_gap(sample, model())
+    return {"predicted": predicted, "converged": measure.converged_gap(sample)}
 
 
 def _measure_gaps(
@@ -421,16 +423,10 @@ def _measure_gaps(
             functional = read_header(tested.path).card.provenance.functional
             ecd = EcdSet.open(data, "hse" if functional == "HSE06" else "pbe")
             trained = {*ecd.splits.get("train", ()), *ecd.splits.get("validation", ())}
-            calculator = None
+            model = cache(partial(EACDensity, str(tested.path), device=device))
             for gap in known:
                 key = ("gap", ecd.folder.name, tested.fingerprint, gap.name)
-                row = results.get(*key)
-                if row is None:
-                    calculator = calculator or EACDensity(str(tested.path), device=device)
-                    sample = ecd.read(gap.name)
-                    found = measure.predicted_gap(sample, calculator)
-                    converged = measure.converged_gap(sample)
-                    row = results.add(*key, predicted=found, converged=converged)
+                row = results.of(*key, partial(_gaps, ecd, gap.name, model))
                 rows.append(
                     {
                         "model": tested.name,

@@ -6,7 +6,6 @@ from eac_model.engine.inference import (
     encode,
     evaluate_grid,
     evaluate_points,
-    integrate_contributions,
     integrate_density,
 )
 from eac_model.engine.onsite import evaluate_onsite, total_and_spin
@@ -20,7 +19,6 @@ __all__ = [
     "evaluate_grid",
     "evaluate_onsite",
     "evaluate_points",
-    "integrate_contributions",
     "integrate_density",
     "stream_grid",
     "total_and_spin",

@@ -217,10 +217,13 @@ def evaluate_grid(
         if unique is not None:
             points = (unique.indices / np.array(shape)) @ np.asarray(encoded.atoms.cell)
             found = evaluate_points(
-                network, encoded, points, block_size=block_size, devices=devices
+                network,
+                encoded,
+                points,
+                block_size=block_size,
+                devices=devices,
+                progress=_scaled(progress, len(points), unique.which.size),
             )
-            if progress is not None:
-                progress(unique.which.size)
             return found[:, unique.which]
     result: NDArray[np.floating] = np.zeros((network.n_spin, *shape), dtype=_numpy_dtype(network))
     wanted = _Wanted(of_atoms=of_atoms)
@@ -239,100 +242,56 @@ def evaluate_grid(
     return result
 
 
-def integrate_contributions(
-    network: EACNet,
-    encoded: EncodedAtoms,
-    shape: tuple[int, int, int],
-    *,
-    cell: NDArray | None = None,
-    origin: NDArray | None = None,
-    block_size: int | None = None,
-    devices: Devices = (),
-    progress: Progress | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Electrons and dipoles of the atomic contributions, summed on a regular grid.
-
-    Parameters
-    ----------
-    shape, cell, origin, devices
-        The grid, as in :func:`evaluate_grid`.
-
-    Returns
-    -------
-    populations
-        (n_spin, n_atoms) ∫ρ_i dr, electrons.
-    dipoles
-        (n_spin, n_atoms, 3) ∫ρ_i (r − R_i) dr, e·Å (electrons counted positive).
-    """
-    wanted = _Wanted(integrals=True)
-
-    def of_block(worker: _Worker, points: NDArray, size: int) -> Iterator[NDArray[np.float64]]:
-        for _, sums in _sums_in_blocks(worker, points, wanted, size):
-            yield sums.integrals
-
-    return _integrate(
-        of_block, network, encoded, shape, cell, origin, block_size, devices, progress
-    )
-
-
 def integrate_density(
     network: DensityNetwork,
     encoded: EncodedAtoms,
     shape: tuple[int, int, int],
     *,
+    by_atom: bool = False,
     cell: NDArray | None = None,
     origin: NDArray | None = None,
     block_size: int | None = None,
     devices: Devices = (),
     progress: Progress | None = None,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Electrons and first moments of the density, summed on a regular grid.
+    """Electrons and dipoles of the density, summed on a regular grid.
 
     Parameters
     ----------
     shape, cell, origin, devices
         The grid, as in :func:`evaluate_grid`.
+    by_atom
+        Integrate the contribution of every atom, with dipoles about the atom, R_i, instead of the
+        density as a whole, with dipoles about the origin.
 
     Returns
     -------
-    electrons
-        (n_spin,) ∫ρ dr.
-    moments
-        (n_spin, 3) ∫ρ r dr, e·Å (electrons counted positive).
+    populations
+        ∫ρ_i dr, electrons, (n_spin, n_atoms), or ∫ρ dr, (n_spin, 1).
+    dipoles
+        ∫ρ_i (r − R_i) dr or ∫ρ r dr, e·Å (electrons counted positive), (…, 3).
+
+    Raises
+    ------
+    ValueError
+        Contributions of atoms are asked of a network that has none.
     """
-
-    def of_block(worker: _Worker, points: NDArray, size: int) -> Iterator[NDArray[np.float64]]:
-        weights = np.concatenate([np.ones((len(points), 1)), points], axis=1)
-        for some, sums in _sums_in_blocks(worker, points, _Wanted(), size):
-            yield sums.density.astype(np.float64) @ weights[some]
-
-    return _integrate(
-        of_block, network, encoded, shape, cell, origin, block_size, devices, progress
-    )
-
-
-def _integrate(
-    of_block: Callable[[_Worker, NDArray, int], Iterator[NDArray[np.float64]]],
-    network: DensityNetwork,
-    encoded: EncodedAtoms,
-    shape: tuple[int, int, int],
-    cell: NDArray | None,
-    origin: NDArray | None,
-    block_size: int | None,
-    devices: Devices,
-    progress: Progress | None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Sums (…, 4) over all blocks of a grid times the volume of a point: electrons and moments."""
     spanned = np.asarray(complete_cell(encoded.atoms) if cell is None else cell)
     voxel = abs(np.linalg.det(spanned)) / np.prod(shape)
+    wanted = _Wanted(integrals=by_atom)
     workers = _workers(network, encoded, devices)
     size = block_size or _default_block(workers)
     totals: list[Any] = [0.0] * len(workers)
 
     def integrate(worker: _Worker, block: _Window) -> int:
-        for sums in of_block(worker, block[1], size):
-            totals[workers.index(worker)] = totals[workers.index(worker)] + sums
-        return len(block[1])
+        points = block[1]
+        for some, sums in _sums_in_blocks(worker, points, wanted, size):
+            found = sums.integrals
+            if not by_atom:
+                weights = np.insert(points[some], 0, 1.0, axis=1)
+                found = sums.density[:, None].astype(np.float64) @ weights
+            totals[workers.index(worker)] = totals[workers.index(worker)] + found
+        return len(points)
 
     share(_blocks_of_grid(encoded, shape, cell, origin, size), workers, integrate, progress)
     # A worker that had nothing to do left 0.
@@ -413,6 +372,20 @@ class _Contributions:
                 of_atoms = weights.new_zeros(4, sums.integrals.shape[1])
                 of_atoms.index_add_(1, self.atom, weights * value)
                 sums.integrals[spin] += of_atoms.T.cpu().numpy()
+
+
+def _scaled(progress: Progress | None, part: int, whole: int) -> Progress | None:
+    """Progress of ``part`` points as that of the ``whole`` they stand for."""
+    if progress is None:
+        return None
+    done = 0
+
+    def advance(count: int) -> None:
+        nonlocal done
+        before, done = done, done + count
+        progress(done * whole // part - before * whole // part)
+
+    return advance
 
 
 def _workers(network: DensityNetwork, encoded: EncodedAtoms, devices: Devices) -> list[_Worker]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +92,8 @@ def stream_grid(
     Raises
     ------
     GridError
-        The structure has no cell of three vectors, the shape is none, or there are no electrons
-        to scale.
+        The structure has no cell of three vectors, the shape is none, the disk has not enough
+        room, or there are no electrons to scale.
     """
     targets = [Path(path)] if isinstance(path, (str, Path)) else [Path(one) for one in path]
     if encoded.atoms.cell.rank < 3:
@@ -168,6 +169,13 @@ def _open(
         except OSError:
             pass  # cut off while it was begun
         path.unlink()
+    needed = np.prod(shape, dtype=float) * network.n_spin * np.dtype(np.float32).itemsize
+    free = shutil.disk_usage(path.parent).free
+    if needed > free:
+        raise GridError(
+            f"The values of {' × '.join(map(str, shape))} points take {needed / 1e9:,.1f} GB, and "
+            f"{path.parent.absolute()} has {free / 1e9:,.1f} GB left. Take a larger spacing."
+        )
     file = _create(path, network, encoded, shape, provenance, onsite)
     file.attrs["done"] = 0
     file.attrs["identity"] = identity

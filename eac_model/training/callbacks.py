@@ -197,9 +197,8 @@ class Recorder(Callback):
                 self.latest[name] = value
         if trainer.is_global_zero:
             append_metrics(self._files.metrics, row)
-            if found:
-                text = ", ".join(f"{name} {value:.3f} %" for name, value in self.latest.items())
-                log.info("step %d: errors %s", trainer.global_step, text)
+            text = ", ".join(f"{name} {value:.3f} %" for name, value in self.latest.items())
+            log.info("step %d: errors %s", trainer.global_step, text)
 
     def _save_averaged(
         self, trainer: pl.Trainer, module: TrainingModule, found: Mapping[str, Any]

@@ -7,6 +7,7 @@ from ase import Atoms
 from ase.build import molecule
 from ase.calculators.calculator import CalculatorSetupError, PropertyNotImplementedError
 from ase.io import Trajectory
+from ase.optimize import BFGS
 
 from eac_ase import DensityGrid, EACDensity
 from eac_ase.calculator import box_around, grid_shape
@@ -88,7 +89,9 @@ def test_only_one_way_to_choose_a_grid_at_a_time(calculator, water):
         calculator.get_density_grid(water, shape=(4, 4, 4), spacing=0.2)
 
 
-@pytest.mark.parametrize("choice", [{"shape": (4, 4)}, {"shape": (4, 4, 0)}, {"spacing": -1.0}])
+@pytest.mark.parametrize(
+    "choice", [{"shape": 4}, {"shape": (4, 4)}, {"shape": (4, 4, 0)}, {"spacing": -1.0}]
+)
 def test_impossible_grids_are_refused(calculator, water, choice):
     with pytest.raises(GridError):
         calculator.get_density_grid(water, **choice)
@@ -214,6 +217,16 @@ def test_other_atoms_do_not_displace_the_attached_ones(calculator, water, crysta
 def test_the_last_atoms_used_stand_in_where_none_are_attached(calculator, water):
     before = calculator.evaluate([(0, 0, 0)], water)
     assert np.array_equal(calculator.evaluate([(0, 0, 0)]), before)
+
+
+def test_what_is_no_structure_is_refused(calculator):
+    with pytest.raises(TypeError, match=r"ase\.Atoms object, not str"):
+        calculator.get_density_grid("water.xyz")
+
+
+def test_a_calculator_says_what_it_is_in_a_line(model_file):
+    calculator = EACDensity(model_file, device="cpu", normalize=True)
+    assert repr(calculator) == "EACDensity('tiny', device='cpu', normalize=True)"
 
 
 def test_without_any_atoms_the_error_says_so(calculator):
@@ -395,6 +408,13 @@ def test_unknown_valences_leave_charges_out_and_say_why(model_file_of_unknown_ox
     with pytest.raises(PropertyNotImplementedError, match="electrons of O"):
         water.get_charges()
     assert water.calc.get_number_of_electrons() != 0.0
+
+
+def test_energies_and_forces_are_refused_with_a_pointer(calculator, water):
+    water.calc = calculator
+    for ask in (water.get_potential_energy, water.get_forces, lambda: BFGS(water).run(steps=1)):
+        with pytest.raises(PropertyNotImplementedError, match=r"no (energy|forces).*fixed_density"):
+            ask()
 
 
 def test_results_hold_only_what_ase_knows(spin_calculator, water):

@@ -51,6 +51,8 @@ def test_every_command_explains_itself_with_examples(command):
     output = run(*command.split(), "--help").output
     assert "Example" in output
     assert f"eac {command}" in output
+    if command == "predict":
+        assert "Any structure file ASE reads" in output
 
 
 def test_the_version_is_printed():
@@ -264,6 +266,21 @@ def test_the_demo_writes_its_files_again_and_again(model_file, tmp_path):
 # -- evaluate ----------------------------------------------------------------------------------
 
 
+def test_training_logs_lines_where_there_is_no_terminal(reference, tmp_path):
+    (tmp_path / "toy.yaml").write_text(
+        "data: {train: CHGCAR_ref, points_per_structure: 20}\n"
+        "network: {l_max: 0, channels: 2, interactions: 0}\n"
+        "optimisation: {steps: 4, warmup_steps: 1}\n"
+        "log_every: 2\n"
+    )
+    result = run("train", tmp_path / "toy.yaml", "-o", tmp_path / "toy")
+    logged = [line for line in result.stderr.splitlines() if line.startswith("step ")]
+    assert [line.split(": errors train")[0] for line in logged] == ["step 2", "step 4"]
+    assert "model.safetensors" in result.stdout
+    assert "already holds a run" in run("train", tmp_path / "toy.yaml", "-o", tmp_path / "toy",
+                                        code=2).stderr  # fmt: skip
+
+
 def test_evaluate_finds_a_known_error(reference, model_file, tmp_path):
     result = run("evaluate", model_file, reference, "--json", tmp_path / "out.json")
     assert "overall" in result.output
@@ -346,7 +363,9 @@ def test_info_names_what_it_does_not_know(tmp_path):
 
 def test_a_damaged_chgcar_is_not_taken_for_a_structure(reference, tmp_path):
     (tmp_path / "CHGCAR").write_text(reference.read_text()[:3000])
-    assert "truncated" in run("info", tmp_path / "CHGCAR", code=2).stderr.lower()
+    (tmp_path / "old_CHGCAR").write_text(reference.read_text()[:3000])
+    for name in ("CHGCAR", "old_CHGCAR"):
+        assert "truncated" in run("info", tmp_path / name, code=2).stderr.lower()
 
 
 def test_models_prints_cards(model_file):

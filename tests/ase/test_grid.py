@@ -73,6 +73,21 @@ def test_to_a_finer_grid_and_back_is_the_identity_even_for_noise(shape, more):
     assert np.allclose(finer.resample(shape).values, grid.values, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [10, (10, 10), (0, 4, 4), (4.5, 4, 4), "fine"])
+def test_shapes_that_are_none_are_refused(shape):
+    with pytest.raises(GridError, match="three positive whole numbers"):
+        noise_grid((4, 4, 4)).resample(shape)
+
+
+def test_a_grid_says_what_it_is_in_a_line():
+    grid = wave_grid((4, 5, 6), spin=True, kind="valence")
+    electrons = f"{grid.integrate():.4f}"
+    assert (
+        repr(grid)
+        == f"DensityGrid(H2O, 4 × 5 × 6 points, valence, with spin, {electrons} electrons)"
+    )
+
+
 @pytest.mark.parametrize("shape", [(9, 12, 8), (3, 4, 5), (10, 2, 6)])
 def test_resampling_conserves_the_integral(shape):
     grid = noise_grid((6, 6, 7))

@@ -15,7 +15,6 @@ from eac_model.engine import (
     evaluate_points,
     fused,
     inference,
-    integrate_contributions,
     integrate_density,
     kernels,
     value_weight,
@@ -96,10 +95,11 @@ def test_devices_share_a_grid(device):
     expected = evaluate_grid(model, encoded, SHAPE, block_size=100)
     assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
     assert sum(done) == np.prod(SHAPE)
-    for integrate in (integrate_contributions, integrate_density):
+    for by_atom in (False, True):
+        options = {"by_atom": by_atom, "block_size": 100}
         for a, b in zip(
-            integrate(model, encoded, SHAPE, block_size=100, devices=devices),
-            integrate(model, encoded, SHAPE, block_size=100),
+            integrate_density(model, encoded, SHAPE, devices=devices, **options),
+            integrate_density(model, encoded, SHAPE, **options),
             strict=True,
         ):
             assert np.allclose(a, b, rtol=1e-5, atol=1e-5 * np.abs(b).max())
@@ -188,8 +188,9 @@ def test_threads_share_the_compiled_loop(monkeypatch):
     model = network(decoder="linear")
     encoded = encode(model, structure())
     expected = evaluate_grid(model, encoded, SHAPE)
-    populations = integrate_contributions(model, encoded, SHAPE)[0]
+    populations = integrate_density(model, encoded, SHAPE, by_atom=True)[0]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     found = evaluate_grid(model, encoded, SHAPE)
     assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
-    assert np.allclose(integrate_contributions(model, encoded, SHAPE)[0], populations, rtol=1e-6)
+    again = integrate_density(model, encoded, SHAPE, by_atom=True)[0]
+    assert np.allclose(again, populations, rtol=1e-6)

@@ -160,6 +160,14 @@ def test_what_belongs_to_another_task_is_not_continued(tmp_path, change, monkeyp
     assert np.abs(read_density(tmp_path / "rho.h5").density).max() > 0
 
 
+def test_what_the_disk_cannot_hold_is_refused_before_any_work(tmp_path, monkeypatch):
+    network, encoded = prepared()
+    monkeypatch.setattr(streaming, "evaluate_grid", None)
+    with pytest.raises(GridError, match=r"4,000,000\.0 GB.* left\. Take a larger spacing"):
+        stream_grid(network, encoded, (100_000, 100_000, 100_000), tmp_path / "CHGCAR")
+    assert not list(tmp_path.iterdir())
+
+
 def test_structures_without_a_cell_are_refused(tmp_path):
     network, _ = prepared()
     with pytest.raises(GridError, match="cell"):

@@ -56,6 +56,15 @@ def test_unique_points_give_the_density_of_the_whole_grid(name, decoder):
         assert np.abs(found[0] - found[1]).max() > 1e-4 * np.abs(found).max()
 
 
+def test_progress_counts_the_points_of_the_whole_grid():
+    atoms = bulk("Si", "diamond", 5.43)
+    model = network((14,))
+    done: list[int] = []
+    evaluate_grid(model, encode(model, atoms), (9, 9, 9), block_size=10, progress=done.append)
+    assert sum(done) == 9**3
+    assert len(done) > 2
+
+
 def test_the_density_is_exactly_symmetric():
     atoms = bulk("Si", "diamond", 5.43)
     model = network((14,), decoder="linear")
