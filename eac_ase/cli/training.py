@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -69,7 +70,9 @@ def train(
             say(f"Go on with: eac train {config} --directory {directory} --resume")
             raise KeyboardInterrupt from ended
         raise
-    Console().print(f"Model: {escape(str(model))}\nTry it: eac evaluate {escape(str(model))} FILES")
+    if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # of several processes one speaks
+        shown = escape(str(model))
+        Console().print(f"Model: {shown}\nTry it: eac evaluate {shown} FILES")
 
 
 @contextmanager

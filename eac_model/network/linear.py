@@ -74,7 +74,8 @@ class LinearDecoder(nn.Module):
         spherical
             (n, basis) coefficients of a spherical density to add, of free atoms for instance.
         """
-        coefficients = self.coefficients(descriptors, attributes)
+        # In mixed precision they come in half of it, and densities need more.
+        coefficients = self.coefficients(descriptors, attributes).to(pairs.vectors.dtype)
         if spherical is not None:
             # The harmonic of l = 0 is 1.
             coefficients = torch.cat(

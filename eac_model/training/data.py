@@ -358,7 +358,10 @@ class TrainingBatches(Dataset[Batch]):
 
 
 class ValidationBatches(Dataset[Batch]):
-    """Blocks of all left-out structures, the same at every validation."""
+    """Blocks of all left-out structures, the same at every validation.
+
+    Items beyond the last count nothing: processes that share the blocks must have equally many.
+    """
 
     def __init__(self, builder: BatchBuilder, points: int | None, seed: int) -> None:
         self._builder = builder
@@ -378,6 +381,10 @@ class ValidationBatches(Dataset[Batch]):
         return len(self._blocks)
 
     def __getitem__(self, item: int) -> Batch:
+        if item >= len(self._blocks):
+            index, chosen = self._blocks[0]
+            count = self._builder.sources[index].n_points if chosen is None else len(chosen)
+            return self._builder.at_points(index, chosen, np.zeros(count), onsite=False)
         index, chosen = self._blocks[item]
         # On-site data belong to the structure: they count once, with its first block.
         first = item == 0 or self._blocks[item - 1][0] != index
@@ -441,9 +448,9 @@ class DensityData(pl.LightningDataModule):
         dataset = ValidationBatches(
             self._validation, self._config.data.validation_points, self._config.seed
         )
-        return self._loader(
-            dataset, range(self.trainer.global_rank, len(dataset), self.trainer.world_size)
-        )
+        rank, processes = self.trainer.global_rank, self.trainer.world_size
+        each = math.ceil(len(dataset) / processes)
+        return self._loader(dataset, range(rank, each * processes, processes))
 
     def _loader(
         self, dataset: Dataset[Batch], order: Sampler[int] | Sequence[int]

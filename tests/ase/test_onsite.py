@@ -153,7 +153,7 @@ def test_grids_written_slab_by_slab_are_those_written_at_once(
 
 
 def test_writing_slab_by_slab_refuses_what_it_cannot_do(vasp_model, crystal, tmp_path):
-    with pytest.raises(GridError, match="three vectors"):
+    with pytest.raises(GridError, match="three cell vectors"):
         EACDensity(vasp_model).write_density(tmp_path / "CHGCAR", molecule("H2O"))
     assert not list(tmp_path.iterdir())
 

@@ -114,6 +114,50 @@ def test_the_superposition_is_fitted_before_training(tmp_path, frames):
     assert float(rows(tmp_path / "run")[-1]["validation_nmae_percent"]) < 10
 
 
+def test_mixed_precision_learns_as_well(tmp_path, frames):
+    change = {"optimisation": {"steps": 40}, "validate_every": 40, "accelerator": "cpu"}
+    errors = []
+    for precision in ("32", "bf16-mixed"):
+        train(config(frames, precision=precision, **change), tmp_path / precision)
+        errors.append(float(rows(tmp_path / precision)[-1]["validation_nmae_percent"]))
+    assert errors[1] == pytest.approx(errors[0], rel=0.2)
+
+
+def test_several_processes_share_a_run_and_the_structures_left_out(tmp_path, frames):
+    recipe = tmp_path / "run.yaml"
+    change = {"accelerator": "cpu", "devices": 2, "data": {"validation": 3}}
+    recipe.write_text(yaml.safe_dump(settings(frames, **change)))
+    script = tmp_path / "run.py"  # the second process starts this file again
+    script.write_text(
+        "import sys\nfrom eac_model.training import TrainingConfig, train\n"
+        "train(TrainingConfig.from_yaml(sys.argv[1]), sys.argv[2])\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, str(script), str(recipe), str(tmp_path / "run")],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,  # what hangs dies with its children
+    )
+    try:
+        _, errors = process.communicate(timeout=180)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise
+    assert process.returncode == 0, errors
+    model = tmp_path / "run" / "model.safetensors"
+    _, card = load_model(model)
+    # A step too small to change anything, and the validation of one process behind it.
+    optimisation = {"steps": 1, "learning_rate": 1e-12, "warmup_steps": 0}
+    change = {"data": {"validation": 3}, "optimisation": optimisation, "network": {}}
+    again = settings(frames, initialize_from=str(model), **change)
+    del again["network"]
+    train(TrainingConfig.from_mapping(again), tmp_path / "alone")
+    alone = float(rows(tmp_path / "alone")[-1]["validation_nmae_percent"])
+    assert alone == pytest.approx(card.training["validation_nmae_percent"], rel=1e-4)
+
+
 def test_two_runs_with_one_seed_are_equal_and_another_seed_differs(tmp_path, frames, finished):
     card = {"name": "toy", "valence_electrons": {"O": 6}}
     same = load_file(train(config(frames, card=card), tmp_path / "same"))
