@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -61,6 +62,10 @@ def read_structure(name: str) -> Atoms:
     except FileNotFoundError:
         raise StructureError(f"There is no structure file {name}.") from None
     except Exception as error:
+        if Path(name).is_dir():
+            raise StructureError(
+                f"{name} is a folder: name the structure file in it, {name.rstrip('/')}/POSCAR say."
+            ) from None
         # ASE's readers fail in every way there is.
         cause = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise StructureError(f"ASE cannot read a structure from {name} ({cause}).") from error

@@ -169,6 +169,11 @@ def test_bad_structure_files_are_named(tmp_path, model_file, content, message):
     assert "x.xyz" in result.stderr
 
 
+def test_a_folder_in_place_of_a_structure_is_explained(tmp_path, model_file):
+    result = run("predict", tmp_path, "-o", tmp_path / "CHGCAR", "-m", model_file, code=2)
+    assert "is a folder" in result.stderr
+
+
 def test_structures_the_model_cannot_handle_are_refused(tmp_path, model_file):
     write(tmp_path / "x.xyz", Atoms("FeO", [(0, 0, 0), (0, 0, 1.6)]))
     result = run("predict", tmp_path / "x.xyz", "-o", tmp_path / "CHGCAR", "-m", model_file, code=2)
