@@ -284,6 +284,9 @@ def demo(
     directory.mkdir(parents=True, exist_ok=True)
     outputs = [directory / "CHGCAR", directory / "water.cube"]
     picture = directory / "water.png"
+    with status("first use: compiling", as_json):
+        # Once an installation, some ten seconds that are not the prediction's.
+        calculator.get_density_grid(atoms[:3], shape=(8, 8, 8), progress=False)
     report = _predict(calculator, atoms, DEMO_STRUCTURE, outputs, picture, None, spacing, as_json)
     if set(atoms.symbols) <= set(calculator.card.valence_electrons):
         report["electrons_expected"] = sum(
