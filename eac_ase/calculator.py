@@ -130,6 +130,7 @@ class EACDensity(BaseCalculator):
         self.normalize = normalize
         self._attached: Atoms | None = None
         self._encoded: EncodedAtoms | None = None
+        self._estimate: ErrorEstimate | None = None
         self._integrals: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._partitions: dict[tuple[Any, ...], Partition] = {}
 
@@ -607,13 +608,13 @@ class EACDensity(BaseCalculator):
             The model knows nothing of its errors: no structures were left out of its training, or
             its network has no descriptors of atoms.
         """
-        estimate = estimate_error(self.network, self._encode(self._structure(atoms)))
-        if estimate is None:
+        self._encode(self._structure(atoms))
+        if self._estimate is None:
             raise PropertyNotImplementedError(
                 f"{self.card.name} has no error estimate. Train with `data.validation`; networks "
                 "other than EAC-Net have none."
             )
-        return estimate
+        return self._estimate
 
     # -- behind the scenes ---------------------------------------------------------------------
 
@@ -652,7 +653,7 @@ class EACDensity(BaseCalculator):
             self._encoded = None  # frees the memory, and stays empty if the structure is refused
             with _naming_models_for(atoms):
                 self._encoded = encode(self.network, atoms)
-            estimate = estimate_error(self.network, self._encoded)
+            estimate = self._estimate = estimate_error(self.network, self._encoded)
             if estimate is not None and len(estimate.unfamiliar):
                 warnings.warn(
                     f"{self.card.name} knows no surroundings like those of "

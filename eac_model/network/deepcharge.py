@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from eac_model.data.sample import DensitySample
 from eac_model.graph import AtomGraph, PointPairs
-from eac_model.neighbors import point_pairs
 from eac_model.network.config import DeepChargeConfig
 from eac_model.network.density_network import DensityNetwork
 from eac_model.network.radial import SplineBasis, lengths
@@ -114,14 +113,8 @@ class DeepCharge(DensityNetwork):
         environments, targets = [], []
         for sample in samples:
             stride = max(1, sample.density.size // POINTS_OF_SCALES)
-            chosen = sample.select(np.arange(0, sample.density.size, stride)[:POINTS_OF_SCALES])
-            assert chosen.points is not None
-            pairs = point_pairs(sample.atoms, chosen.points, self.config.point_cutoff, self.dtype)
-            numbers = torch.as_tensor(sample.atoms.numbers.astype(np.int64))
-            target = torch.as_tensor(chosen.density, dtype=self.dtype)
-            if self.superposition is not None:
-                free = self.superposition.at_points(self.element_index[numbers], pairs)
-                target = target - free
+            chosen = np.arange(0, sample.density.size, stride)[:POINTS_OF_SCALES]
+            numbers, pairs, target = self.above_superposition(sample, chosen)
             environments.append((numbers, pairs))
             targets.append(target)
         n_pairs = sum(int(pairs.mask.sum()) for _, pairs in environments)

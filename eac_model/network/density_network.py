@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from eac_model.data.sample import DensitySample
 from eac_model.graph import AtomGraph, PointPairs
+from eac_model.neighbors import point_pairs
 from eac_model.network.config import AnyNetworkConfig
 from eac_model.network.expected_error import ExpectedError
 from eac_model.network.free_atoms import fit_tables
@@ -166,6 +169,19 @@ class DensityNetwork(nn.Module):
         with torch.no_grad():
             kept[known.to(kept.device)] = table[known].to(kept)
         return error
+
+    def above_superposition(
+        self, sample: DensitySample, chosen: NDArray[np.int64]
+    ) -> tuple[Tensor, PointPairs, Tensor]:
+        """Atomic numbers, pairs, and what is to be learned (e/Å³) at some points of a sample."""
+        some = sample.select(chosen)
+        assert some.points is not None
+        pairs = point_pairs(sample.atoms, some.points, self.config.point_cutoff, self.dtype)
+        numbers = torch.as_tensor(sample.atoms.numbers.astype(np.int64))
+        target = torch.as_tensor(some.density, dtype=self.dtype)
+        if self.superposition is not None:
+            target = target - self.superposition.at_points(self.element_index[numbers], pairs)
+        return numbers, pairs, target
 
     def fit_scales(self, samples: Iterable[DensitySample]) -> None:
         """Take scales of inputs and outputs from densities, after the superposition.

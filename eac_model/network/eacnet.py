@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from eac_model.data.sample import DensitySample
 from eac_model.graph import AtomGraph, PointPairs
-from eac_model.neighbors import point_pairs
 from eac_model.network.config import NetworkConfig
 from eac_model.network.density_network import DensityNetwork
 from eac_model.network.embedding import MomentEmbedding, TypeEmbedding
@@ -195,16 +194,11 @@ class EACNet(DensityNetwork):
         found: dict[int, list[float]] = {}
         for sample in samples:
             stride = max(1, sample.density.size // POINTS_OF_SCALES)
-            chosen = sample.select(np.arange(0, sample.density.size, stride))
-            assert chosen.points is not None
-            pairs = point_pairs(sample.atoms, chosen.points, self.config.point_cutoff, self.dtype)
-            elements = self.types.elements(torch.as_tensor(sample.atoms.numbers.astype(np.int64)))
-            target = torch.as_tensor(chosen.density, dtype=self.dtype)
-            if self.superposition is not None:
-                target = target - self.superposition.at_points(elements, pairs)
+            chosen = np.arange(0, sample.density.size, stride)
+            numbers, pairs, target = self.above_superposition(sample, chosen)
             size = float(target.abs().sum()) / max(int(pairs.mask.sum()), 1)
             if size > 0:
-                for element in elements.unique().tolist():
+                for element in self.element_index[numbers].unique().tolist():
                     found.setdefault(element, []).append(size)
         for element, sizes in found.items():
             self.scale_contributions[element] = geometric_mean(sizes) / TYPICAL_CONTRIBUTION

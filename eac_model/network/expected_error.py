@@ -12,6 +12,9 @@ from torch import Tensor, nn
 
 from eac_model.neighbors import atom_graph
 
+ATOMS_AT_ONCE = 256
+"""Atoms whose distances from the references are computed together; bounds the memory."""
+
 REFERENCES = 48
 """Environments of every element that a model file keeps, as different from each other as can be."""
 
@@ -94,8 +97,14 @@ class ExpectedError(nn.Module):
 
     def distances(self, invariants: Tensor, elements: Tensor) -> Tensor:
         """d of every atom, (n,); infinite for elements that were not in the training data."""
-        differences = self.references[elements] - (invariants / self.scales).unsqueeze(1)
-        return differences.square().sum(dim=2).amin(dim=1).sqrt() / self.unit[elements]
+        found = []
+        # Differences from all references take some ten kB an atom.
+        parts = zip(invariants.split(ATOMS_AT_ONCE), elements.split(ATOMS_AT_ONCE), strict=True)
+        for some, of_element in parts:
+            differences = self.references[of_element] - (some / self.scales).unsqueeze(1)
+            nearest = differences.square().sum(dim=2).amin(dim=1).sqrt()
+            found.append(nearest / self.unit[of_element])
+        return torch.cat(found)
 
     def forward(
         self, invariants: Tensor, elements: Tensor, pairs: tuple[Tensor, Tensor]

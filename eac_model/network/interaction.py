@@ -131,8 +131,7 @@ class Interaction(nn.Module):
         sums = (gathered * self.normalization).split(self.paths.rows, dim=1)
         to_l = [of_l.unflatten(1, (2 * l + 1, -1)).flatten(2) for l, of_l in enumerate(sums)]
         update = torch.cat([m.transpose(1, 2).flatten(1) for m in _mixed(self.linear_out, to_l)], 1)
-        updated = self.gate(update + self.species(features, attributes))
-        return features + updated if self.residual else updated
+        return self._updated(features, attributes, update)
 
     def forward_e3nn(
         self,
@@ -147,6 +146,9 @@ class Interaction(nn.Module):
         messages = self.product(self.linear_in(features)[senders], harmonics, self.radial(basis))
         gathered = scatter(messages, receivers, dim=0, dim_size=features.shape[0])
         update = self.linear_out(gathered * self.normalization)
+        return self._updated(features, attributes, update)
+
+    def _updated(self, features: Tensor, attributes: Tensor, update: Tensor) -> Tensor:
         updated = self.gate(update + self.species(features, attributes))
         return features + updated if self.residual else updated
 
