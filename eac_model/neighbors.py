@@ -70,10 +70,12 @@ def check_structure(atoms: Atoms, elements: tuple[int, ...] | None = None) -> No
                 f"The model does not know {', '.join(unknown)}; it was built for {known}. "
                 "Choose another model (`eac models`) or train one on this element."
             )
-    i, j, _ = _atom_pairs(atoms, CLOSEST_ATOMS)
-    if len(i):
+    # Of more: lists of so short a cutoff cut the cell into very many boxes, which takes longer.
+    i, j, vectors = _atom_pairs(atoms, 5 * CLOSEST_ATOMS)
+    close = np.flatnonzero(np.linalg.norm(vectors, axis=1) < CLOSEST_ATOMS)
+    if len(close):
         raise StructureError(
-            f"Atoms {i[0]} and {j[0]} are closer than {CLOSEST_ATOMS} Å "
+            f"Atoms {i[close[0]]} and {j[close[0]]} are closer than {CLOSEST_ATOMS} Å "
             "(possibly through a periodic image). Remove the duplicate or enlarge the cell."
         )
 

@@ -7,6 +7,7 @@ import functools
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -25,6 +26,12 @@ large at nuclei only, and tens of atoms add up at a point."""
 
 BINS = 1024
 """Steps of r at which the search for an interval begins."""
+
+MEMORY = 2**27
+"""Bytes of tables of atoms that are kept, those of one block's atoms at the least."""
+
+POINTS_A_THREAD = 2048
+"""Fewer are not worth another thread."""
 
 
 @functools.cache
@@ -48,7 +55,65 @@ class FusedSums:
     atoms: NDArray[np.int64]
     """(n,) | atoms in reach, ascending."""
     integrals: NDArray[np.float64]
-    """(spins, n, 4) | Σ ρ_i over the points, and Σ ρ_i (r − R_i), of each of them."""
+    """(spins, n, 4) | Σ ρ_i over the points, and Σ ρ_i (r − R_i), of each of them; (spins, 0, 4)
+    if they are not wanted."""
+
+
+class AtomTables:
+    """Tables of one structure's atoms, computed when an atom is first in reach, and kept.
+
+    Parameters
+    ----------
+    fused
+        Computes them.
+    descriptors
+        (spins, n, (l_max+1)², channels) of the structure.
+    elements
+        (n,) int64, index of every atom's element.
+    memory
+        Bytes that are kept. Where atoms in reach are too many for the room that is left, all
+        others are forgotten.
+    """
+
+    def __init__(
+        self, fused: FusedLinear, descriptors: Tensor, elements: Tensor, memory: int = MEMORY
+    ) -> None:
+        self._fused = fused
+        self._descriptors = descriptors
+        self._elements = elements
+        n_spin, n_atoms = descriptors.shape[:2]
+        row = (n_spin, fused.intervals, (fused.l_max + 1) ** 2, TERMS)
+        room = int(np.clip(memory // (4 * np.prod(row)), 1, n_atoms))
+        # Memory that is not written to is not taken.
+        self._kept = np.empty((n_spin, room, *row[1:]), np.float32)
+        self._rows = np.full(n_atoms, -1)
+        self._filled = 0
+
+    @property
+    def n_atoms(self) -> int:
+        """Number of atoms of the structure."""
+        return len(self._rows)
+
+    def of(self, atoms: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """Tables, (spins, rows, intervals, (l_max+1)², TERMS), and the row of each of the atoms."""
+        missing = atoms[self._rows[atoms] < 0]
+        if self._filled + len(missing) > self._kept.shape[1]:
+            self._rows[:] = -1
+            self._filled, missing = 0, atoms
+            if len(atoms) > self._kept.shape[1]:
+                shape = (len(self._kept), len(atoms), *self._kept.shape[2:])
+                self._kept = np.empty(shape, np.float32)
+        if len(missing):
+            end = self._filled + len(missing)
+            chosen = torch.as_tensor(missing)
+            self._fused.write_tables(
+                self._descriptors[:, chosen],
+                self._elements[chosen],
+                torch.from_numpy(self._kept[:, self._filled : end]),
+            )
+            self._rows[missing] = np.arange(self._filled, end)
+            self._filled = end
+        return self._kept, self._rows[atoms]
 
 
 class FusedLinear:
@@ -96,33 +161,34 @@ class FusedLinear:
             for l in range(m + 1, self.l_max + 1):
                 self.recursion[l, m] = recursion(l, m)
 
-    def tables(self, descriptors: Tensor, elements: Tensor) -> NDArray[np.float32]:
-        """H of atoms, (spins, n, intervals, (l_max+1)², TERMS)."""
-        spins = []
-        for of_spin in descriptors:
+    @property
+    def intervals(self) -> int:
+        """Number of intervals of r."""
+        return len(self.pieces.edges) - 1
+
+    def write_tables(self, descriptors: Tensor, elements: Tensor, target: Tensor) -> None:
+        """H of atoms into ``target``, (spins, n, intervals, (l_max+1)², TERMS)."""
+        for of_spin, found in zip(descriptors, target, strict=True):
             coefficients = linear_coefficients(self.network, of_spin, elements)
             by_interval = (coefficients @ self.table).unflatten(-1, (-1, TERMS))
-            spins.append(by_interval.transpose(1, 2))
-        return torch.stack(spins).contiguous().numpy()
+            found.copy_(by_interval.transpose(1, 2))
 
     def sums(
         self,
-        descriptors: Tensor,
-        elements: Tensor,
+        tables: AtomTables,
         points: NDArray[np.float64],
         positions: NDArray[np.float64],
         atoms: NDArray[np.int64],
         *,
         of_each: bool = False,
+        integrals: bool = False,
     ) -> FusedSums:
         """Sums over all pairs within the cutoff, on as many threads as torch uses.
 
         Parameters
         ----------
-        descriptors
-            (spins, n, (l_max+1)², channels) of the structure.
-        elements
-            (n,) int64, index of every atom's element.
+        tables
+            Of the structure.
         points
             (p, 3) Å.
         positions
@@ -131,51 +197,63 @@ class FusedLinear:
             (m,) which atom each is.
         of_each
             Keep the densities of the atoms apart: slots are atoms. Otherwise there is one slot.
+        integrals
+            Sum the contributions of every atom over the points, too.
         """
         loop = compiled_loop()
         assert loop is not None
-        n_spin, n_atoms = descriptors.shape[:2]
-        low, high = points.min(axis=0), points.max(axis=0)
-        outside = np.maximum(np.maximum(low - positions, positions - high), 0.0)
-        near = np.flatnonzero((outside**2).sum(axis=1) < self.cutoff**2)
-        present, rows = np.unique(atoms[near], return_inverse=True)
-        chosen = torch.as_tensor(present)
-        tables = self.tables(descriptors[:, chosen], elements[chosen])
         columns = np.ascontiguousarray(points.T)
+        near = self._in_reach(columns, positions)
+        present, order = np.unique(atoms[near], return_inverse=True)
+        kept, places = tables.of(present)
+        rows = places[order]
+        positions, atoms = positions[near], atoms[near]
+        n_spin, slots = len(kept), tables.n_atoms if of_each else 1
 
-        def part(images: NDArray[np.int64]) -> FusedSums:
-            slots = n_atoms if of_each else 1
-            density = np.zeros((n_spin, slots, len(points)), np.float32)
-            integrals = np.zeros((n_spin, len(present), 4))
+        def of_share(share: slice) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+            part = np.ascontiguousarray(columns[:, share])
+            chosen = self._in_reach(part, positions)
+            density = np.zeros((n_spin, slots, part.shape[1]), np.float32)
+            sums = np.zeros((n_spin, kept.shape[1] if integrals else 0, 4))
             loop(
-                columns,
-                positions[near[images]],
-                rows[images],
-                atoms[near[images]] if of_each else np.zeros(len(images), np.int64),
+                part,
+                positions[chosen],
+                rows[chosen],
+                atoms[chosen] if of_each else np.zeros(len(chosen), np.int64),
                 self.cutoff,
                 self.pieces.edges,
                 self.bins,
-                tables,
+                kept,
                 self.l_max,
                 self.core_radius,
                 self.sectoral,
                 self.recursion,
                 density,
-                integrals,
+                sums,
             )
-            return FusedSums(density, present, integrals)
+            return density, sums
 
-        threads = 1 if of_each else torch.get_num_threads()
-        shares = [np.arange(len(near))[first::threads] for first in range(threads)]
+        # Densities of each atom are large: one thread's at a time.
+        most = 1 if of_each else torch.get_num_threads()
+        threads = max(1, min(most, len(points) // POINTS_A_THREAD))
         if threads == 1:
-            return part(shares[0])
-        with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(part, shares))
-        return FusedSums(
-            np.sum([p.density for p in parts], axis=0),
-            present,
-            np.sum([p.integrals for p in parts], axis=0),
-        )
+            density, total = of_share(slice(None))
+        else:
+            edges = np.linspace(0, len(points), threads + 1).astype(int).tolist()
+            shares = [slice(begin, end) for begin, end in pairwise(edges)]
+            with ThreadPoolExecutor(threads) as pool:
+                parts = list(pool.map(of_share, shares))
+            density = np.concatenate([part for part, _ in parts], axis=2)
+            total = np.sum([sums for _, sums in parts], axis=0)
+        return FusedSums(density, present, total[:, places] if integrals else total)
+
+    def _in_reach(
+        self, columns: NDArray[np.float64], positions: NDArray[np.float64]
+    ) -> NDArray[np.int64]:
+        """Which positions (m, 3) are within the cutoff of the box around points (3, p)."""
+        low, high = columns.min(axis=1), columns.max(axis=1)
+        outside = np.maximum(np.maximum(low - positions, positions - high), 0.0)
+        return np.flatnonzero((outside**2).sum(axis=1) < self.cutoff**2)
 
 
 def _first_edges(network: EACNet) -> NDArray[np.float64]:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import Tensor
 
 from eac_model.engine.fused import FusedLinear, compiled_loop
 from eac_model.engine.linear import ShellLinear
@@ -64,5 +65,9 @@ def _prepare(network: EACNet) -> Kernels:
 
 def fingerprint(network: DensityNetwork) -> tuple[float, ...]:
     """Changes with the parameters, however they were changed."""
-    tensors = [*network.parameters(), *network.buffers()]
-    return tuple(torch.stack([t.detach().float().norm() for t in tensors if t.numel()]).tolist())
+    tensors: list[Tensor] = []
+    for module in network.modules():
+        tensors += [*module.parameters(recurse=False), *module.buffers(recurse=False)]
+    # At once: one by one the norms take longer than the density of a small crystal.
+    norms = torch._foreach_norm([t.detach().float() for t in tensors if t.numel()])
+    return tuple(torch.stack(list(norms)).tolist())

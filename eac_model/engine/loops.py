@@ -68,7 +68,7 @@ def sum_pairs(
         (spins, slots, p), e/Å³, is added to.
     integrals
         (spins, rows, 4), is added to: sums of a row's contributions, and of contributions times
-        the vector from the atom.
+        the vector from the atom. With no rows they are left out.
     """
     n_points = points.shape[1]
     n_spin, _, n_intervals, components, _ = tables.shape
@@ -135,6 +135,10 @@ def sum_pairs(
                 _harmonics(unit, width, l_max, sectoral, recursion, turn, harmonics)
                 for spin in range(n_spin):
                     _values(tables[spin, row, s], harmonics, t, width, values)
+                    for q in range(m):
+                        density[spin, slot, order[begin + q]] += values[q]
+                    if integrals.shape[1] == 0:
+                        continue
                     total, along_x, along_y, along_z = _f4(0), _f4(0), _f4(0), _f4(0)
                     for q in range(m):
                         total += values[q]
@@ -145,8 +149,6 @@ def sum_pairs(
                     integrals[spin, row, 1] += along_x
                     integrals[spin, row, 2] += along_y
                     integrals[spin, row, 3] += along_z
-                    for q in range(m):
-                        density[spin, slot, order[begin + q]] += values[q]
 
 
 @compiled

@@ -11,7 +11,7 @@ import torch
 from ase import Atoms
 
 from eac_model.engine import encode, evaluate_grid, evaluate_points, fused, kernels
-from eac_model.engine.fused import FusedLinear
+from eac_model.engine.fused import AtomTables, FusedLinear
 from eac_model.engine.kernels import shell_kernels
 from eac_model.engine.linear import ShellLinear
 from eac_model.engine.shells import TERMS, ToleranceError, fit_pieces
@@ -114,3 +114,63 @@ def test_intervals_are_halved_where_functions_are_rough(tolerance):
 def test_what_no_number_of_intervals_meets_is_refused():
     with pytest.raises(ToleranceError, match="intervals"):
         fit_pieces(lambda r: torch.sin(3000 * r)[:, None], np.linspace(0.0, 4.0, 5), 1e-6)
+
+
+@needs_numba
+@pytest.mark.parametrize("spin", [False, True])
+def test_tables_that_were_forgotten_are_made_again(spin):
+    model = network(l_max=2, spin=spin)
+    kernel = shell_kernels(model).fused
+    atoms = structure()
+    encoded = encode(model, atoms)
+    elements = model.element_index[encoded.numbers]
+    descriptors = encoded.descriptors
+    everything = AtomTables(kernel, descriptors, elements)
+    kept, rows = everything.of(np.arange(4))
+    expected = kept[:, rows].copy()
+    # Room for two atoms: of four, of others, of one that is there.
+    narrow = AtomTables(kernel, descriptors, elements, memory=2 * expected[:, 0].nbytes)
+    for chosen in ([0, 1], [2], [1, 2], [0, 1, 2, 3], [3], [0]):
+        kept, rows = narrow.of(np.array(chosen))
+        assert np.abs(kept[:, rows] - expected[:, chosen]).max() < 1e-6 * np.abs(expected).max()
+
+
+@needs_numba
+def test_memory_of_tables_is_bounded_and_the_density_the_same(monkeypatch):
+    model = network(l_max=2)
+    atoms = structure(3.0)
+    encoded = encode(model, atoms)
+    expected = evaluate_grid(model, encoded, (20, 18, 16), block_size=100)
+    kernel = shell_kernels(model).fused
+    made = []
+    write = FusedLinear.write_tables
+
+    def counted(self, descriptors, elements, target):
+        made.append(len(elements))
+        write(self, descriptors, elements, target)
+
+    monkeypatch.setattr(FusedLinear, "write_tables", counted)
+    evaluate_grid(model, encoded, (20, 18, 16), block_size=100)
+    assert sum(made) == len(atoms)
+    one = 4 * kernel.intervals * (kernel.l_max + 1) ** 2 * TERMS
+    monkeypatch.setattr(AtomTables.__init__, "__defaults__", (one,))
+    made.clear()
+    found = evaluate_grid(model, encoded, (20, 18, 16), block_size=100)
+    assert sum(made) > len(atoms)
+    assert np.abs(found - expected).max() < 1e-6 * np.abs(expected).max()
+
+
+@needs_numba
+def test_the_density_does_not_depend_on_the_number_of_threads():
+    model = network(l_max=2)
+    encoded = encode(model, structure(2.0))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(evaluate_grid(model, encoded, (24, 24, 24)))
+    finally:
+        torch.set_num_threads(before)
+    # The products that make the tables may be cut differently.
+    assert np.abs(found[0] - found[1]).max() < 1e-6 * np.abs(found[0]).max()
