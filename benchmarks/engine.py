@@ -18,7 +18,8 @@ references  Errors of both against reference densities: ``--references MODEL STO
 resampling  Error and time of grids that come from the Fourier series of coarser ones.
 activations  Memory a training step keeps, and the price of recomputing it.
 threads   Both decoders on one core and on all, by the clock on the wall.
-training  Seconds a training step (forward, backward) with the zonal and with the e3nn form.
+training  Seconds a training step (forward, backward) with the zonal and with the e3nn form, the
+          latter with e3nn's products between atoms, too.
 interactions  Seconds a training step of a linear decoder and seconds of descriptors, with e3nn's
           products between atoms, with torch's, and with the compiled loop.
 convergence  Seconds and steps of both until a network has learned water to a given error.
@@ -37,7 +38,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ from eac_model.files import write_bytes
 from eac_model.graph import AtomGraph, PointPairs
 from eac_model.neighbors import atom_graph, point_pairs
 from eac_model.network import EACNet, NetworkConfig, convolution
+from eac_model.network.interaction import Interaction
 from eac_model.network.radial import lengths
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -355,9 +357,10 @@ def measure_training(options: argparse.Namespace) -> list[dict[str, Any]]:
             pairs = point_pairs(atoms, points[:count], POINT_CUTOFF)
 
             step = partial(_train, network, graph, pairs, form == "zonal")
-            for _ in range(2):
-                step()
-            row[f"{form}_seconds_per_300_points"] = shortest(step, 2) * 300 / count
+            with e3nn_products(form == "e3nn"):
+                for _ in range(2):
+                    step()
+                row[f"{form}_seconds_per_300_points"] = shortest(step, 2) * 300 / count
         zonal, e3nn = (row[f"{form}_seconds_per_300_points"] for form in ("zonal", "e3nn"))
         row["ratio"] = e3nn / zonal
         rows.append(row)
@@ -396,7 +399,7 @@ def measure_interactions(options: argparse.Namespace) -> list[dict[str, Any]]:
             describe = torch.no_grad()(partial(network.descriptors, graph))
             step = partial(_train, network, graph, pairs, True)
             for form in ("e3nn", "torch", "numba"):
-                with compiled_loop(form == "numba"), e3nn_products(network, form == "e3nn"):
+                with compiled_loop(form == "numba"), e3nn_products(form == "e3nn"):
                     step()  # torch.jit optimises during the first calls
                     row[f"{form}_step_seconds"] = shortest(step, options.repeats)
                     row[f"{form}_descriptors_seconds"] = shortest(describe, options.repeats)
@@ -410,24 +413,23 @@ def measure_interactions(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def e3nn_products(network: EACNet, wanted: bool) -> Iterator[None]:
-    """Let the interactions of a network use the products that define them, on every edge."""
+def e3nn_products(wanted: bool = True) -> Iterator[None]:
+    """Let the interactions of all networks use the products that define them, on every edge."""
     if not wanted:
         yield
         return
 
-    def every_edge(vectors: Tensor) -> tuple[Tensor, None]:
+    def every_edge(network: EACNet, vectors: Tensor) -> tuple[Tensor, None]:
         return network.atom_basis(lengths(vectors)), None
 
-    with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(network, "distance_basis", every_edge))
-        for layer in network.interactions:
+    def forward(layer: Interaction, *inputs: Any) -> Tensor:
+        found: Tensor = layer.forward_e3nn(*inputs[:6])
+        return found
 
-            def forward(*inputs: Any, layer: Any = layer) -> Tensor:
-                found: Tensor = layer.forward_e3nn(*inputs[:6])
-                return found
-
-            stack.enter_context(mock.patch.object(layer, "forward", forward))
+    with (
+        mock.patch.object(EACNet, "distance_basis", every_edge),
+        mock.patch.object(Interaction, "forward", forward),
+    ):
         yield
 
 
@@ -459,8 +461,9 @@ def measure_convergence(options: argparse.Namespace) -> list[dict[str, Any]]:
             pairs, density = batch(60, step)
             begin = time.process_time()
             optimizer.zero_grad()
-            found = network(graph, pairs, zonal=form == "zonal")[0]
-            (found - density).abs().mean().backward()
+            with e3nn_products(form == "e3nn"):
+                found = network(graph, pairs, zonal=form == "zonal")[0]
+                (found - density).abs().mean().backward()
             optimizer.step()
             seconds += time.process_time() - begin
             schedule.step()

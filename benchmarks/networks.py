@@ -2,18 +2,19 @@
 
     python benchmarks/networks.py --ecd data/ecd-mini --water "data/water/*.h5"
     python benchmarks/networks.py --silicon data/si-pbe.store
+    python benchmarks/networks.py --water "data/water/*.h5" --only ChargE3Net "Deep Charge"
 
 Every network is trained for --seconds of CPU time on the same data with the same points a step; the
 number of steps follows from the measured time of one. Run it on one thread (OMP_NUM_THREADS=1): all
 times are CPU times, so that a busy machine does not change them much. All learn the difference to
 superposed free atoms. ECD-mini: its PBE training split, tested on the test split. Water: all frames
 but the last, tested on that one. The e3nn form of EAC-Net is the same network, written with e3nn's
-tensor products.
+tensor products: between atoms, and between atoms and points.
 
 Silicon repeats Fig. 3 of arXiv 2508.04052: the diamond structures of the store, the last four for
 testing, EAC-Net with l_max 2 and 3 and a growing number of channels, for --steps each.
 
-Finished runs are kept in the results file.
+Finished rows are kept in the results file; a training that was cut off goes on.
 """
 
 from __future__ import annotations
@@ -28,17 +29,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from engine import e3nn_products
 from matplotlib.figure import Figure
 from runs import (
     REPOSITORY,
     RESULTS,
     Help,
     Results,
+    configuration,
     expand,
     run_once,
     save_picture,
     show_progress,
     subset,
+    unfinished_steps,
 )
 
 from eac_ase import EACDensity
@@ -76,6 +80,8 @@ NETWORKS: dict[str, dict[str, Any]] = {
 of which takes many seconds on a core."""
 
 INFERENCE_POINTS = 2000
+TEST_POINTS = 3000
+"""Of every test structure."""
 
 
 def main() -> None:
@@ -89,10 +95,11 @@ def main() -> None:
     }
     results = Results(options.output, settings, table)
     for name, seen, unseen in data_sets(options):
-        for network in options.networks:
+        for network in options.only:
             if not results.has(data=name, network=network):
                 print(f"{name}, {network}", flush=True)
-                row = one_network(options, network, seen, unseen)
+                folder = options.runs / f"{name}, {network}"
+                row = one_network(options, network, seen, unseen, folder)
                 results.add({"data": name, "network": network, **row})
                 print(f"    {row['nmae_percent']:.3f} %", flush=True)
     if options.silicon is not None:
@@ -135,19 +142,19 @@ def silicon(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 
 def one_network(
-    options: argparse.Namespace, name: str, seen: list[str], unseen: list[str]
+    options: argparse.Namespace, name: str, seen: list[str], unseen: list[str], folder: Path
 ) -> dict[str, Any]:
     """Figures of a row of the table."""
     network = NETWORKS[name] | {"superposition": True}
     if name == "superposition of atoms":
         return superposition(options, seen, unseen)
     with form("e3nn" if "e3nn" in name else "zonal"):
-        config = configuration(options, network, seen, unseen, 100)
+        config = run_of(options, network, seen, unseen, 100)
         seconds = seconds_per_step(config, unseen[0])
-        steps = max(20, round(options.seconds / seconds))
-        config = configuration(options, network, seen, unseen, steps)
+        steps = unfinished_steps(folder) or max(20, round(options.seconds / seconds))
+        config = run_of(options, network, seen, unseen, steps)
         rate = points_per_second(config, unseen[0])
-        found = run_once(config, options.runs / "run")
+        found = run_once(config, folder)
     return found | {"seconds_per_step": seconds, "points_per_second": rate}
 
 
@@ -156,13 +163,13 @@ def one_size(
 ) -> dict[str, Any]:
     """Figures of a size of EAC-Net: errors after equal steps, times in both forms."""
     network = EAC | {"superposition": True, "l_max": l_max, "channels": channels}
-    config = configuration(options, network, seen, unseen, options.steps)
+    config = run_of(options, network, seen, unseen, options.steps)
     rates, times = {}, {}
     for which in ("zonal", "e3nn"):
         with form(which):
             times[which] = seconds_per_step(config, unseen[0])
             rates[which] = points_per_second(config, unseen[0])
-    found = run_once(config, options.runs / "run")
+    found = run_once(config, options.runs / f"Si, {l_max}, {channels}, {options.steps}")
     return found | {
         "l_max": l_max,
         "channels": channels,
@@ -173,7 +180,7 @@ def one_size(
     }
 
 
-def configuration(
+def run_of(
     options: argparse.Namespace,
     network: dict[str, Any],
     seen: list[str],
@@ -181,27 +188,14 @@ def configuration(
     steps: int,
 ) -> TrainingConfig:
     """A run whose last step, and no other, is tested."""
-    return TrainingConfig.from_mapping(
-        {
-            "data": {
-                "train": seen,
-                "validation": unseen,
-                "points_per_structure": options.points,
-                "validation_points": 3000,
-            },
-            "network": network,
-            "optimisation": {
-                "steps": steps,
-                "learning_rate": options.learning_rate,
-                "warmup_steps": min(100, steps // 5),
-                "ema_decay": 0.99,
-            },
-            "validate_every": steps,
-            "checkpoint_every": steps,
-            "log_every": max(1, min(50, steps // 4)),
-            "seed": options.seed,
-            "accelerator": "cpu",
-        }
+    return configuration(
+        options,
+        seen,
+        unseen,
+        network,
+        steps,
+        data={"validation_points": TEST_POINTS},
+        optimisation={"ema_decay": 0.99},
     )
 
 
@@ -241,7 +235,8 @@ def form(which: str) -> Iterator[None]:
     for method in methods:
         method.__kwdefaults__["zonal"] = which == "zonal"
     try:
-        yield
+        with e3nn_products(which == "e3nn"):
+            yield
     finally:
         for method in methods:
             method.__kwdefaults__["zonal"] = True
@@ -263,7 +258,7 @@ def superposition(
     calculator = EACDensity(path, device="cpu")
     errors = DensityErrors()
     for sample in (sample for file in unseen for _, sample in samples_in(Path(file))):
-        chosen = np.arange(sample.density.size)[:: max(1, sample.density.size // 3000)]
+        chosen = np.arange(sample.density.size)[:: max(1, sample.density.size // TEST_POINTS)]
         some = sample.select(chosen)
         assert some.points is not None
         errors += DensityErrors.between(some.density, calculator.evaluate(some.points, some.atoms))
@@ -365,7 +360,9 @@ def _options() -> argparse.Namespace:
     options.add_argument("--ecd", type=Path, help="ECD-mini, or any folder in ECD's layout")
     options.add_argument("--water", nargs="+", default=[], help="files of frames, or globs")
     options.add_argument("--silicon", type=Path, help="store of silicon")
-    options.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
+    options.add_argument(
+        "--only", nargs="+", default=list(NETWORKS), choices=list(NETWORKS), help="rows to make"
+    )
     options.add_argument("--seconds", type=float, default=120, help="CPU time of a training")
     options.add_argument("--steps", type=int, default=300, help="steps of a size of EAC-Net")
     options.add_argument(
@@ -376,6 +373,8 @@ def _options() -> argparse.Namespace:
     options.add_argument("--seed", type=int, default=0, help="of weights and draws")
     options.add_argument("--runs", type=Path, default=REPOSITORY / "runs" / "networks")
     options.add_argument("--output", type=Path, default=RESULTS / "networks.json")
+    # Times are CPU times.
+    options.set_defaults(accelerator="cpu")
     found = options.parse_args()
     found.runs = found.runs.absolute()
     found.runs.mkdir(parents=True, exist_ok=True)

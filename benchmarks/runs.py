@@ -73,21 +73,26 @@ def configuration(
     validation_files: Sequence[str],
     network: dict[str, Any],
     steps: int,
+    *,
+    data: dict[str, Any] | None = None,
+    optimisation: dict[str, Any] | None = None,
 ) -> TrainingConfig:
-    """A run with the budget of the options."""
+    """A run with the budget of the options; ``data`` and ``optimisation`` add to these sections."""
     return TrainingConfig.from_mapping(
         {
             "data": {
                 "train": tuple(train_files),
                 "validation": tuple(validation_files),
                 "points_per_structure": options.points,
-            },
+            }
+            | (data or {}),
             "network": network,
             "optimisation": {
                 "steps": steps,
                 "learning_rate": options.learning_rate,
                 "warmup_steps": min(100, steps // 5),
-            },
+            }
+            | (optimisation or {}),
             "validate_every": steps,
             "checkpoint_every": max(1, min(100, steps // 4)),
             "log_every": max(1, min(50, steps // 4)),

@@ -41,6 +41,9 @@ from eac_model.training.config import network_section
 Loaded = Callable[[], EACDensity]
 """A model, loaded when it is first needed."""
 
+Measured = Callable[[str, EcdSet, str], dict[str, Any]]
+"""What is measured (a key of OF_MODELS), the set, the name of the material: the figures."""
+
 FUNCTIONAL = {"pbe": "PBE", "hse": "HSE06", "gnome": "PBE"}
 
 
@@ -360,20 +363,33 @@ def _measure(
             count = results.of(*key, partial(_exact_iterations, ecd, name))
             optimal[name] = {"default": count["default"], "optimal": count["iterations"]}
             advance(1)
-        for tested in models:
-            model = cache(partial(EACDensity, str(tested.path), device=device))
+        for tested, measured in _measurements(models, results, device):
             for name in names:
-                key = ("density", task.tested_on, tested.fingerprint, name)
-                row = results.of(*key, partial(_errors, ecd, name, model))
+                row = measured("density", ecd, name)
                 advance(1)
                 row = {"model": tested.name, "name": name, **measure.as_row(row)}
                 if name in optimal:
-                    key = ("iterations", task.tested_on, tested.fingerprint, name)
-                    count = results.of(*key, partial(_iterations, ecd, name, model))
+                    count = measured("iterations", ecd, name)
                     row |= {**optimal[name], "achieved": count["iterations"]}
                     advance(1)
                 rows.append(row)
     return rows
+
+
+def _measurements(
+    models: Sequence[Tested], results: Results, device: str | None
+) -> Iterator[tuple[Tested, Measured]]:
+    """Every model, and what measures it; models are loaded when they are first needed."""
+    for tested in models:
+        model = cache(partial(EACDensity, str(tested.path), device=device))
+
+        def measured(
+            what: str, ecd: EcdSet, name: str, tested: Tested = tested, model: Loaded = model
+        ) -> dict[str, Any]:
+            key = (what, ecd.folder.name, tested.fingerprint, name)
+            return results.of(*key, partial(OF_MODELS[what], ecd, name, model))
+
+        yield tested, measured
 
 
 def _errors(ecd: EcdSet, name: str, model: Loaded) -> dict[str, Any]:
@@ -403,6 +419,10 @@ def _gaps(ecd: EcdSet, name: str, model: Loaded) -> dict[str, Any]:
     return {"predicted": predicted, "converged": measure.converged_gap(sample)}
 
 
+OF_MODELS = {"density": _errors, "iterations": _iterations, "gap": _gaps}
+"""What is measured of a model on a material."""
+
+
 def _measure_gaps(
     data: Path,
     models: list[Tested],
@@ -419,14 +439,12 @@ def _measure_gaps(
         )
     rows = []
     with progress_bar("EXP-id, measuring", len(models) * len(known), progress) as advance:
-        for tested in models:
+        for tested, measured in _measurements(models, results, device):
             functional = read_header(tested.path).card.provenance.functional
             ecd = EcdSet.open(data, "hse" if functional == "HSE06" else "pbe")
             trained = {*ecd.splits.get("train", ()), *ecd.splits.get("validation", ())}
-            model = cache(partial(EACDensity, str(tested.path), device=device))
             for gap in known:
-                key = ("gap", ecd.folder.name, tested.fingerprint, gap.name)
-                row = results.of(*key, partial(_gaps, ecd, gap.name, model))
+                row = measured("gap", ecd, gap.name)
                 rows.append(
                     {
                         "model": tested.name,
