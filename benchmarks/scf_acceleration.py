@@ -5,6 +5,7 @@
     python benchmarks/scf_acceleration.py --model si-pbe --stores data/si-pbe-test.store
     python benchmarks/scf_acceleration.py --model si-pbe --systems Si2 Si8
     python benchmarks/scf_acceleration.py --oracle --moves --systems Si2 Al2
+    python benchmarks/scf_acceleration.py --model si-pbe --moves --systems Si2
 
 Every system is calculated from GPAW's default start, from ñ alone (D of free atoms), from ñ with D
 refreshed, from ñ and D, and from the exact state, each with GPAW's default mixer and with a tuned
@@ -12,8 +13,9 @@ one (beta 0.25, history 8); ``--mixers Pulay`` adds the default of classic GPAW 
 (beta 0.05, history 5). ``--oracle`` takes, instead of a model, the exact state with synthetic
 errors: smooth noise proportional to ñ (0.2, 0.5 and 1 % of ∫ñ), and in D 5 % of the free atom's
 error. ``--stores`` takes the structures of stores of `eac data gpaw`, whose exact states and
-settings are known, instead of ``--systems``. ``--moves`` counts instead the iterations along a
-chain of random steps, with GPAW's wave functions reused and with predictions.
+settings are known, instead of ``--systems``. ``--moves`` counts instead the iterations along
+chains of random steps and of volumes, with GPAW's wave functions reused and with predictions; with
+a model also those from superposed atoms.
 
 Passes of the eigensolver before the first iteration are counted as iterations; CPU time includes
 the prediction. Results go to OUT.json after every run, and a second call does only what is missing;
@@ -28,7 +30,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
 from time import process_time
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from ase import Atoms
@@ -37,8 +39,8 @@ from gpaw import GPAW
 from tqdm import tqdm
 
 from eac_ase import EACDensity
-from eac_ase.adapters.gpaw import KnownDensity, start_from_density
-from eac_ase.reference.gpaw import calculate
+from eac_ase.adapters.gpaw import KnownDensity, Moves, start_from_density
+from eac_ase.reference.gpaw import calculate, gpaw_parameters
 from eac_ase.reference.recipe import Settings
 from eac_model.data import DensityStore
 from eac_model.data.sample import DensitySample
@@ -170,33 +172,72 @@ def run(atoms: Atoms, parameters: dict[str, Any], model: Any, options: dict[str,
     }
 
 
-def chain(sample: DensitySample, step: float, settings: Settings) -> dict[str, list[int]]:
-    """Iterations of every geometry but the first, by what is done when atoms move."""
+def moved(atoms: Atoms, step: float) -> list[Atoms]:
+    """A structure and three more, each a random step (Å, standard deviation) from the last one."""
     rng = np.random.default_rng(0)
-    images = [sample]
+    images = [atoms]
     for _ in range(3):
-        atoms = images[-1].atoms.copy()
-        atoms.positions += step * rng.normal(size=atoms.positions.shape)
-        images.append(calculate(atoms, settings))
+        image = images[-1].copy()
+        image.positions += step * rng.normal(size=image.positions.shape)
+        images.append(image)
+    return images
+
+
+def strained(atoms: Atoms, step: float) -> list[Atoms]:
+    """Four volumes of an equation of state, lengths `step` apart (a fraction)."""
+    images = [atoms.copy() for _ in range(4)]
+    for k, image in enumerate(images):
+        image.set_cell(atoms.cell * (1 + step * (k - 1.5)), scale_atoms=True)
+    return images
+
+
+CHAINS: dict[str, Callable[[Atoms], list[Atoms]]] = {
+    "0.02 Å": lambda atoms: moved(atoms, 0.02),
+    "0.1 Å": lambda atoms: moved(atoms, 0.1),
+    "1 % strain": lambda atoms: strained(atoms, 0.01),
+    "3 % strain": lambda atoms: strained(atoms, 0.03),
+}
+
+
+def chain(
+    images: list[Atoms], settings: Settings, model: EACDensity | None
+) -> dict[str, list[int]]:
+    """Iterations of every geometry but the first, by what is done when the structure changes.
+
+    Without a model exact states are taken, with errors.
+    """
+    # Those of the first one for all, as in an equation of state.
+    parameters = gpaw_parameters(images[0], settings)
 
     def iterations(model: Any, **options: Any) -> list[int]:
-        calculator = GPAW(**sample.calculation.settings, txt=None)
+        calculator = GPAW(**parameters, txt=None)
         if model is not None:
             calculator = start_from_density(calculator, model, **options)
         counts = []
-        atoms = sample.atoms.copy()
+        # GPAW keeps the symmetry of the first structure and refuses others.
+        atoms = images[0].copy()
         for image in images:
-            atoms.positions = image.atoms.positions
+            atoms.set_cell(image.cell)
+            atoms.positions = image.positions
             counts.append(sum(1 for _ in calculator.iconverge(atoms)))
         if model is not None:
             starts = calculator.predicted_start.starts
             counts = [n + start.passes for n, start in zip(counts, starts, strict=True)]
         return counts[1:]
 
+    def afresh(image: Atoms) -> int:
+        return sum(1 for _ in GPAW(**parameters, txt=None).iconverge(image.copy()))
+
     found = {"reuse": iterations(None)}
+    if model is not None:
+        found["superposed atoms"] = [afresh(image) for image in images[1:]]
+        for moves in get_args(Moves):
+            found[f"{moves}, from a prediction"] = iterations(model, moves=moves)
+        return found
+    exact = [calculate(image, settings) for image in images]
     for size in (0.0, *ERRORS):
         wrong = [
-            with_errors(image, size, seed) if size else image for seed, image in enumerate(images)
+            with_errors(image, size, seed) if size else image for seed, image in enumerate(exact)
         ]
         for moves in ("predict", "restart"):
             name = f"{moves}, {size:.1%} error"
@@ -299,7 +340,8 @@ def main() -> None:
     parser.add_argument("--mixers", nargs="+", choices=list(MIXERS), default=["default", "tuned"])
     parser.add_argument("--cutoff", type=float, default=400.0, help="eV")
     parser.add_argument("--kpoint-density", type=float, default=2.2, help="Å")
-    parser.add_argument("--moves", action="store_true", help="chains of small steps (oracle)")
+    parser.add_argument("--moves", action="store_true", help="chains of similar structures")
+    parser.add_argument("--chains", nargs="+", choices=list(CHAINS), default=list(CHAINS))
     parser.add_argument("--out", type=Path, help="stem of the files, default benchmarks/results/…")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
@@ -309,12 +351,13 @@ def main() -> None:
     results = Results(out.with_suffix(".json"))
     model = None if arguments.oracle else EACDensity(arguments.model)
     if arguments.moves:
-        for system in arguments.systems:
+        for system, step in tqdm([(s, c) for s in arguments.systems for c in arguments.chains]):
             atoms = SYSTEMS[system]()
+            if "strain" in step and not atoms.pbc.any():
+                continue
             settings = settings_of(atoms, arguments.cutoff, arguments.kpoint_density)
-            for step in (0.02, 0.1):
-                if results.missing(key := f"{system}, {step} Å"):
-                    results.add(key, chain(calculate(atoms, settings), step, settings))
+            if results.missing(key := f"{system}, {step}"):
+                results.add(key, chain(CHAINS[step](atoms), settings, model))
         arguments.systems = []
     for system, sample in samples_of(arguments):
         ways = [

@@ -23,12 +23,13 @@ from dataclasses import dataclass, replace
 from time import perf_counter
 from types import MethodType
 from typing import Any, Literal, get_args
-from weakref import proxy
+from weakref import proxy, ref
 
 import numpy as np
 from ase import Atoms
 
 from eac_ase.adapters.gpaw_classic import start_classic
+from eac_ase.adapters.gpaw_parallel import predict_once
 from eac_ase.adapters.gpaw_state import (
     DensityModel,
     KnownDensity,
@@ -36,7 +37,6 @@ from eac_ase.adapters.gpaw_state import (
     check_model,
     check_setups,
     fill_density,
-    predict_state,
 )
 from eac_ase.grid import DensityGrid
 from eac_model.errors import ConfigurationError
@@ -122,11 +122,20 @@ class PredictedStart:
         self.starts: list[Start] = []
         """Every geometry so far, in order."""
         self._seconds = 0.0
+        self._begun: ref[Any] | None = None
 
     def begin(self, calculator: Any, atoms: Atoms) -> None:
         """Instead of GPAW's ``create_new_calculation``."""
+        begun = None if self._begun is None else self._begun()
+        if begun is not None and begun is calculator._dft and begun.scf_loop.niter == 0:
+            from gpaw.new.ase_interface import compare_atoms
+
+            # In LCAO mode GPAW begins twice: it misses the wave functions that it is about to make.
+            if not compare_atoms(calculator.atoms, atoms):
+                return
         with calculator.timer("Init"):
             calculator._dft = self.new_dft(calculator, atoms)
+        self._begun = ref(calculator._dft)
         calculator._atoms = atoms.copy()
         self._after_filling(calculator, "new")
 
@@ -138,7 +147,8 @@ class PredictedStart:
         atoms: Atoms,
     ) -> None:
         """Instead of GPAW's ``move_atoms`` or ``create_new_calculation_from_old``: `gpaws`."""
-        if self.moves == "restart":
+        # Of files without wave functions GPAW would move the density, and then begin afresh.
+        if self.moves == "restart" or not calculator.dft.ibzwfs.has_wave_functions():
             self.begin(calculator, atoms)
             return
         gpaws(calculator, atoms)
@@ -210,14 +220,10 @@ class PredictedStart:
         density.symmetrize(builder.ibz.symmetries)
 
     def _predict(self, atoms: Atoms, density: Any, comm: Any) -> PawState:
-        from gpaw.mpi import broadcast
-
         began = perf_counter()
         n1, n2, n3 = (int(n) for n in density.nt_sR.desc.size_c)
-        state = predict_state(self.model, atoms, (n1, n2, n3)) if comm.rank == 0 else None
-        state = broadcast(state, comm=comm)
+        state = predict_once(self.model, atoms, (n1, n2, n3), comm)
         self._seconds = perf_counter() - began
-        assert isinstance(state, PawState)
         return state
 
     def _after_filling(self, calculator: Any, kind: Literal["new", "moved", "new cell"]) -> None:
@@ -528,17 +534,22 @@ def _residual(dft: Any) -> tuple[tuple[Any, Any], float]:
 def _step(dft: Any, change: Any, change_of_matrices: Any) -> None:
     """Follow a residual, long waves damped (Kerker, Phys. Rev. B 23, 3082 (1981)).
 
-    Where the grid is shared among processes or not periodic, nothing is done.
+    Where the grid is not periodic, nothing is done.
     """
     density, grid = dft.density, change.desc
-    if grid.comm.size > 1 or any(grid.zerobc_c):
+    if any(grid.zerobc_c):
         return
-    indices = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in grid.size_c), indexing="ij")
-    waves = 2 * np.pi * np.stack(indices, axis=-1) @ np.linalg.inv(grid.cell_cv).T
-    squares = (waves**2).sum(axis=-1)
-    spectrum = np.fft.fftn(change.to_xp(np).data, axes=(1, 2, 3))
-    step = np.fft.ifftn(spectrum * squares / (squares + DAMPING), axes=(1, 2, 3)).real
-    density.nt_sR.data += density.nt_sR.xp.asarray(step)
+    # A grid that is shared among processes is put together on the first of them.
+    whole = change.gather()
+    if whole is not None:
+        indices = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in grid.size_c), indexing="ij")
+        waves = 2 * np.pi * np.stack(indices, axis=-1) @ np.linalg.inv(grid.cell_cv).T
+        squares = (waves**2).sum(axis=-1)
+        spectrum = np.fft.fftn(whole.to_xp(np).data, axes=(1, 2, 3))
+        step = np.fft.ifftn(spectrum * squares / (squares + DAMPING), axes=(1, 2, 3)).real
+        whole = whole.xp.asarray(step)
+    change.scatter_from(whole)
+    density.nt_sR.data += change.data
     density.D_asii.data += change_of_matrices
     density.normalize(dft.pot_calc.charge)
     _update_potential(dft)

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from ase import Atoms
 
-from eac_ase.adapters.gpaw_state import DensityModel, channels_of_spin, check_setups, predict_state
+from eac_ase.adapters.gpaw_parallel import predict_once
+from eac_ase.adapters.gpaw_state import DensityModel, channels_of_spin, check_setups
 from eac_model.errors import ConfigurationError
 
 
@@ -57,7 +58,7 @@ def _replace(calculator: Any, model: DensityModel) -> None:
     check_setups(model, atoms, density.setups)
     grid = density.gd
     n1, n2, n3 = (int(n) for n in grid.N_c)
-    state = predict_state(model, atoms, (n1, n2, n3))
+    state = predict_once(model, atoms, (n1, n2, n3), wfs.world)
     part = tuple(slice(b, e) for b, e in zip(grid.beg_c, grid.end_c, strict=True))
     difference = None if state.difference is None else state.difference[part]
     density.nt_sG[:] = channels_of_spin(state.total[part], difference, density.nt_sG)
@@ -68,7 +69,8 @@ def _replace(calculator: Any, model: DensityModel) -> None:
             present = np.array([unpack_density(row) for row in packed])
             spin = None if state.onsite_difference is None else state.onsite_difference[a]
             matrices = channels_of_spin(state.onsite[a], spin, present)
-            packed[:] = [pack_density(matrix) for matrix in matrices]
+            # GPAW's C code takes single precision for double and reads past the end.
+            packed[:] = [pack_density(np.array(matrix, dtype=float)) for matrix in matrices]
         wfs.symmetrize_atomic_density_matrices(density.D_asp)
     # The superposition is in the history of the mixer.
     density.mixer.reset()
