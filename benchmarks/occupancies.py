@@ -48,18 +48,20 @@ def errors(model: Path, frames: list[str], left_out: int) -> dict[str, float]:
     if head is None or network.config.spin:
         raise SystemExit(f"{model} has no on-site data of spin-paired densities.")
     samples = [read_density(frame).select(NOWHERE) for frame in frames]
-    examples: list[tuple[Tensor, Tensor, Tensor]] = []
+    examples: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     with torch.no_grad():
         for sample in samples:
             graph = atom_graph(sample.atoms, network.config.atom_cutoff, network.dtype)
             rows = torch.as_tensor(onsite_rows(head.layout, sample)[0], dtype=network.dtype)
-            examples.append((network.descriptors(graph), graph.numbers, rows))
+            found = network.descriptors(graph)
+            averages = network.spherical_averages(found, graph)
+            examples.append((found, averages, graph.numbers, rows))
         head.fit(sample for index, sample in enumerate(samples) if index != left_out)
         head.regress(example for index, example in enumerate(examples) if index != left_out)
-        descriptors, numbers, rows = examples[left_out]
-        deviation = head(descriptors, numbers) - rows.nan_to_num()
-        found = head.block_errors(deviation, numbers).square().nanmean(dim=0).sqrt()
-    return dict(zip(head.block_names(), (100 * found).tolist(), strict=True))
+        descriptors, averages, numbers, rows = examples[left_out]
+        deviation = head(descriptors, averages, numbers) - rows.nan_to_num()
+        squares = head.block_errors(deviation, numbers).square().nanmean(dim=0)
+    return dict(zip(head.block_names(), (100 * squares.sqrt()).tolist(), strict=True))
 
 
 def table(found: dict[str, dict[str, float]]) -> str:

@@ -26,12 +26,12 @@ from eac_model.network import AnyNetworkConfig, DensityNetwork, build, network_c
 from eac_model.network.expected_error import ExpectedError
 
 FORMAT = "eac-model"
-FORMAT_VERSION = 5
+FORMAT_VERSION = 6
 
-READABLE = ("2", "3", "4", "5")
+READABLE = ("2", "3", "4", "5", "6")
 """Format versions that can be read. Version 2 knew one architecture and did not name it, 3 no
 expected errors, 4 no neighbours in them, and no products of two channels in the readouts of
-on-site data."""
+on-site data, 5 no averages of the density there."""
 
 _FITTED = ("superposition.", "onsite.shift_", "onsite.spread_", "scale_", "expected_error.")
 """Names of what a model file holds beside trained parameters begin like this."""
@@ -130,13 +130,8 @@ def load_model(
     if (references := tensors.get("expected_error.references")) is not None:
         elements, _, features = references.shape
         network.expected_error = ExpectedError(elements, features).to(network.dtype)
-        # What format 4 did not know has values that make no difference.
-        found = ((f"expected_error.{k}", v) for k, v in network.expected_error.fitted())
-        tensors = dict(found) | tensors
     expected = dict(_weights(network))
-    _without_products(tensors, expected)
-    if (scales := expected.get("scale_contributions")) is not None:
-        tensors.setdefault("scale_contributions", torch.ones_like(scales))  # before format 5
+    _complete_older_formats(tensors, expected)
     shapes = {name: value.shape for name, value in expected.items()}
     if shapes != {name: value.shape for name, value in tensors.items()}:
         raise ModelFileError(f"The weights in {path} do not fit the configuration in its header.")
@@ -184,15 +179,30 @@ def _remedy(version: str) -> str:
     return "Update the program." if newer else "Train the model again, or take a newer file of it."
 
 
-def _without_products(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    """Complete on-site readouts of format 4 and before: nothing comes from products of channels."""
-    for name in expected.keys() - tensors.keys():
-        head, _, symbol = name.rpartition("directions.")
-        read = f"{head}read.{symbol}_0e"
-        if head and read in tensors:
-            tensors[name] = torch.zeros_like(expected[name])
-            missing = len(expected[read]) - len(tensors[read])
-            tensors[read] = torch.nn.functional.pad(tensors[read], (0, 0, 0, max(missing, 0)))
+def _complete_older_formats(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Complete weights of older formats (:data:`READABLE`) with values that make no difference.
+
+    ``expected`` are those of a new network: what is fitted has no effect there.
+    """
+    for name, value in expected.items():
+        if name.startswith("expected_error.") or name == "scale_contributions":
+            tensors.setdefault(name, value.detach().clone())
+    _complete_readouts(tensors, expected)
+
+
+def _complete_readouts(tensors: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    """Complete on-site readouts of older formats: nothing comes from features they did not know.
+
+    Products of channels stand behind those of format 4, averages of the density behind these.
+    """
+    for read, wanted in expected.items():
+        head, _, key = read.partition("read.")
+        if head != "onsite." or not key.endswith("_0e") or read not in tensors:
+            continue
+        directions = f"onsite.directions.{key.removesuffix('_0e')}"
+        tensors.setdefault(directions, torch.zeros_like(expected[directions]))
+        missing = len(wanted) - len(tensors[read])
+        tensors[read] = torch.nn.functional.pad(tensors[read], (0, 0, 0, max(missing, 0)))
 
 
 def _floating_type(path: str | Path, tensors: dict[str, Tensor]) -> torch.dtype:

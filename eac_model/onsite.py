@@ -39,6 +39,8 @@ class OnsiteBlock:
 
     name: str
     """Pair of channels and angular momentum, for instance ``s1p2 L=1``."""
+    channels: tuple[int, int]
+    """The pair, by number."""
     irrep: o3.Irrep
     """L and parity."""
     columns: slice
@@ -155,6 +157,7 @@ def _blocks(code: Code, channels: Channels, l_max: int | None) -> tuple[OnsiteBl
         found.append(
             OnsiteBlock(
                 name=f"{_name(channels, i)}{_name(channels, j)} L={l_total}",
+                channels=(i, j),
                 irrep=o3.Irrep(l_total, (-1) ** (channels[i] + channels[j])),
                 columns=slice(start, start + 2 * l_total + 1),
             )

@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from eac_model.engine.inference import EncodedAtoms
+from eac_model.neighbors import atom_graph
 from eac_model.network import DensityNetwork
 
 Rows = list[NDArray[np.floating]]
@@ -27,8 +28,12 @@ def evaluate_onsite(network: DensityNetwork, encoded: EncodedAtoms) -> list[Rows
     layout = network.config.onsite
     if layout is None:
         raise ValueError("This network predicts no on-site data (config.onsite is None).")
+    descriptors = encoded.descriptors
+    graph = atom_graph(
+        encoded.atoms, network.config.atom_cutoff, descriptors.dtype, descriptors.device
+    )
     with torch.no_grad():
-        values = network.onsite_data(encoded.descriptors, encoded.numbers).cpu().numpy()
+        values = network.onsite_data(descriptors, graph).cpu().numpy()
     shapes = [layout.shape(chemical_symbols[number]) for number in encoded.atoms.numbers]
     return [
         [row[: math.prod(shape)].reshape(shape) for row, shape in zip(spin, shapes, strict=True)]

@@ -126,15 +126,42 @@ class DensityNetwork(nn.Module):
             found = found + free / self.n_spin
         return found.expand(self.n_spin, -1)
 
-    def onsite_data(self, spin_descriptors: Tensor, numbers: Tensor) -> Tensor:
+    def spherical_averages(self, descriptors: Tensor, graph: AtomGraph) -> Tensor:
+        """Averages of the density over spheres about the atoms, for the on-site head.
+
+        Parameters
+        ----------
+        descriptors
+            (n, …) from :meth:`descriptors`.
+        graph
+            The atoms that they belong to.
+
+        Returns
+        -------
+        Tensor
+            (n, averages), e/Å³; none of them for networks without a linear decoder.
+        """
+        return descriptors.new_zeros(len(descriptors), 0)
+
+    def onsite_data(self, spin_descriptors: Tensor, graph: AtomGraph) -> Tensor:
         """On-site data, (n_spin, n, width): of all electrons, or of spin up and spin down.
 
         ``width`` is the largest size of the layout's elements; shorter rows end in zeros.
+
+        Parameters
+        ----------
+        spin_descriptors
+            From :meth:`spin_descriptors`.
+        graph
+            The atoms that they belong to, with the neighbours within ``config.atom_cutoff``.
         """
         if self.onsite is None:
             raise ValueError("This network predicts no on-site data (config.onsite is None).")
-        found = torch.stack([self.onsite(d, numbers) for d in spin_descriptors])
-        return found.expand(self.n_spin, -1, -1)
+        found = [
+            self.onsite(d, self.spherical_averages(d, graph), graph.numbers)
+            for d in spin_descriptors
+        ]
+        return torch.stack(found).expand(self.n_spin, -1, -1)
 
     def atom_invariants(self, spin_descriptors: Tensor) -> Tensor | None:
         """Numbers that tell surroundings of atoms apart, (n, …), the same however they are turned.

@@ -19,6 +19,7 @@ from eac_model.network.interaction import Interaction, by_component, natural_irr
 from eac_model.network.linear import LinearDecoder
 from eac_model.network.onsite import OnsiteHead
 from eac_model.network.radial import CutoffBasis, lengths
+from eac_model.network.spherical_averages import spherical_averages
 from eac_model.network.value_weight import ValueWeightDecoder
 
 FUNCTION_SIZE = 0.3
@@ -176,6 +177,25 @@ class EACNet(DensityNetwork):
             of_l = spin_descriptors[:, :, l * l : (l + 1) ** 2]
             parts.append(of_l.square().mean(dim=2).sqrt())
         return torch.cat(parts, dim=2).mean(dim=0)
+
+    @torch.no_grad()
+    def spherical_averages(self, descriptors: Tensor, graph: AtomGraph) -> Tensor:
+        """See :meth:`DensityNetwork.spherical_averages`: of what the linear decoder gives.
+
+        Neighbours count within ``config.atom_cutoff``; an atom's own free-atom density, the same
+        for all atoms of an element, does not. There are no gradients: the density is learned from
+        densities alone.
+        """
+        if self.linear is None:
+            return super().spherical_averages(descriptors, graph)
+        elements = self.types.elements(graph.numbers)
+        own = self.linear.coefficients(descriptors, self.decoder_attributes(elements))
+        own = own.to(graph.vectors.dtype)
+        total = own
+        if self.superposition is not None:
+            free = self.superposition.table[elements] / self.n_spin
+            total = torch.cat([own[:, :1] + free.unsqueeze(1), own[:, 1:]], dim=1)
+        return spherical_averages(self.linear, own, total, graph, self.config.atom_cutoff)
 
     def decoder_attributes(self, elements: Tensor) -> Tensor:
         """Attributes (n, t) that the linear decoder sees, by position in ``config.elements``.

@@ -16,9 +16,14 @@ from eac_model.data.sample import DensitySample
 from eac_model.errors import ConfigurationError
 from eac_model.network.config import NetworkConfig
 from eac_model.network.interaction import by_irrep, natural_irreps
+from eac_model.network.spherical_averages import RADII
 
 SMALLEST_SPREAD = 1e-6
 """Blocks that vary less over the training data, by symmetry say, are constants."""
+
+SPREAD_OF_SIZE = 1e-3
+"""Spread of blocks that vary less than by this part of the largest size they could have: relative
+to noise of symmetric crystals the error of another structure has no bounds."""
 
 PENALTIES = np.logspace(-10, 1, 23)
 """Ridge penalties to choose from; the variances of the features of a group sum up to one."""
@@ -47,10 +52,13 @@ class OnsiteHead(nn.Module):
 
     A block (pair of channels, L) is shift + spread × (linear in the descriptors of that L; for
     L = 0 in their scalar products, too: the squared length of every channel, and all products of
-    the :data:`DIRECTIONS` principal components of the channels, as in a power spectrum). Blocks of
+    the :data:`DIRECTIONS` principal components of the channels, as in a power spectrum; and in the
+    averages of the density over spheres about the atom, where the decoder is linear). Blocks of
     unnatural parity, or with L beyond that of the descriptors, are linear in products of two
     descriptors, which reach both. Spread is the root mean square of a component about its mean
-    (L = 0) or about zero, which takes the part of the free atom (:meth:`fit`).
+    (L = 0) or about zero, which takes the part of the free atom, but not less than
+    :data:`SPREAD_OF_SIZE` of √(d_ii d_jj), d_ii the number of L = 0 of a channel with itself
+    (:meth:`fit`).
 
     The readouts are no trained parameters: they are the ridge regression of the data on the
     descriptors there are (:meth:`regress`). Descriptors of L = 0 hardly differ from atom to atom,
@@ -69,6 +77,7 @@ class OnsiteHead(nn.Module):
         natural = {ir for _, ir in natural_irreps(1, config.l_max)}
         wanted = {block.irrep for s in self.symbols for block in self.layout.blocks(s)}
         self.products = Products(config, wanted - natural) if wanted - natural else None
+        self.n_averages = len(RADII) if "linear" in config.decoder else 0
         self.read = nn.ParameterDict()
         # Of no gradient, like the readouts, which mean nothing without them.
         self.directions = nn.ParameterDict()
@@ -79,7 +88,7 @@ class OnsiteHead(nn.Module):
                 sources = config.channels
                 if ir == SCALAR:
                     pairs = n_directions * (n_directions + 1) // 2
-                    sources += config.l_max * (config.channels + pairs)
+                    sources += config.l_max * (config.channels + pairs) + self.n_averages
                     start = torch.eye(config.channels)[:, :n_directions]
                     self.directions[symbol] = nn.Parameter(
                         start.repeat(config.l_max, 1, 1), requires_grad=False
@@ -101,13 +110,16 @@ class OnsiteHead(nn.Module):
     def _covers(self, number: int) -> bool:
         return self.layout.covers([chemical_symbols[number]])
 
-    def forward(self, descriptors: Tensor, numbers: Tensor) -> Tensor:
+    def forward(self, descriptors: Tensor, averages: Tensor, numbers: Tensor) -> Tensor:
         """On-site data in the code's order.
 
         Parameters
         ----------
         descriptors
             (n, (l_max+1)², channels).
+        averages
+            (n, :attr:`n_averages`) of the density over spheres about the atoms, e/Å³, see
+            :meth:`~eac_model.network.density_network.DensityNetwork.spherical_averages`.
         numbers
             (n,) atomic numbers.
 
@@ -123,7 +135,8 @@ class OnsiteHead(nn.Module):
                 continue
             shift = self.get_buffer(f"shift_{symbol}")
             values = descriptors.new_zeros(len(atoms), len(shift))
-            for ir, found in self.features(symbol, descriptors[atoms]).items():
+            found_features = self.features(symbol, descriptors[atoms], averages[atoms])
+            for ir, found in found_features.items():
                 columns = self.get_buffer(f"columns_{symbol}_{ir}")
                 values[:, columns] = found @ self.read[f"{symbol}_{ir}"]
             irreps = shift + self.get_buffer(f"spread_{symbol}") * values
@@ -131,7 +144,9 @@ class OnsiteHead(nn.Module):
             result[atoms, : numbers_of_code.shape[1]] = numbers_of_code
         return result
 
-    def features(self, symbol: str, descriptors: Tensor) -> dict[o3.Irrep, Tensor]:
+    def features(
+        self, symbol: str, descriptors: Tensor, averages: Tensor
+    ) -> dict[o3.Irrep, Tensor]:
         """What the blocks of an element are linear in, by irrep, (n, 2L+1, sources).
 
         Parameters
@@ -140,6 +155,8 @@ class OnsiteHead(nn.Module):
             The element.
         descriptors
             (n, (l_max+1)², channels) of atoms of this element.
+        averages
+            (n, :attr:`n_averages`).
         """
         parts = _by_l(descriptors)
         found = {o3.Irrep(l, (-1) ** l): part for l, part in enumerate(parts)}
@@ -147,20 +164,25 @@ class OnsiteHead(nn.Module):
             lengths = [part.square().mean(dim=1, keepdim=True) for part in parts[1:]]
             pairs = zip(parts[1:], self.directions[symbol], strict=True)
             products = [_scalar_products(part @ directions) for part, directions in pairs]
-            found[SCALAR] = torch.cat([parts[0], *lengths, *products], dim=2)
+            found[SCALAR] = torch.cat([parts[0], *lengths, *products, averages.unsqueeze(1)], dim=2)
         if self.products is not None:
             found |= self.products(descriptors)
         return {ir: part for ir, part in found.items() if f"{symbol}_{ir}" in self.read}
 
     def _groups(self, key: str) -> NDArray[np.int64]:
-        """Which features of :meth:`features` share one scale: those of one angular momentum."""
+        """Which features of :meth:`features` share one scale.
+
+        Those of one angular momentum; averages over spheres each have their own.
+        """
         symbol, ir = key.split("_")
         if o3.Irrep(ir) != SCALAR:
             return np.zeros(len(self.read[key]), dtype=np.int64)
         l_max, channels, n = self.directions[symbol].shape
         l = np.arange(1, l_max + 1)
         sizes = ([channels], np.full(l_max, channels), np.full(l_max, n * (n + 1) // 2))
-        return np.repeat(np.concatenate([[0], l, l]), np.concatenate(sizes))
+        of_descriptors = np.repeat(np.concatenate([[0], l, l]), np.concatenate(sizes))
+        of_averages = l_max + 1 + np.arange(self.n_averages)
+        return np.concatenate([of_descriptors, of_averages])
 
     def block_errors(self, deviation: Tensor, numbers: Tensor) -> Tensor:
         """Root mean square of deviations over each block's components, in units of its spread.
@@ -242,6 +264,11 @@ class OnsiteHead(nn.Module):
                 )
             values = np.array(total)
             shift, spread = np.zeros(values.shape[1]), np.zeros(values.shape[1])
+            sizes = {
+                block.channels[0]: _rms(values[:, block.columns])
+                for block in self.layout.blocks(symbol)
+                if block.irrep == SCALAR and block.channels[0] == block.channels[1]
+            }
             for block in self.layout.blocks(symbol):
                 if block.irrep == SCALAR:
                     shift[block.columns] = values[:, block.columns].mean()
@@ -249,37 +276,43 @@ class OnsiteHead(nn.Module):
                 if spin and self.n_spin == 2:
                     other = _rms(np.array(spin)[:, block.columns])
                     spread[block.columns] = np.maximum(spread[block.columns], other)
+                if spread[block.columns.start] < SMALLEST_SPREAD:
+                    spread[block.columns] = 0.0
+                else:
+                    # |d_ij|² ≤ d_ii d_jj for matrices of any wave functions (Schwarz).
+                    i, j = block.channels
+                    smallest = SPREAD_OF_SIZE * (sizes[i] * sizes[j]) ** 0.5
+                    spread[block.columns] = np.maximum(spread[block.columns], smallest)
             self.get_buffer(f"shift_{symbol}").copy_(torch.as_tensor(shift))
-            spread[spread < SMALLEST_SPREAD] = 0.0
             self.get_buffer(f"spread_{symbol}").copy_(torch.as_tensor(spread))
 
     @torch.no_grad()
-    def regress(self, examples: Iterable[tuple[Tensor, Tensor, Tensor]]) -> None:
+    def regress(self, examples: Iterable[tuple[Tensor, Tensor, Tensor, Tensor]]) -> None:
         """Set the readouts, and the shift of L = 0, by ridge regression on the data.
 
         Parameters
         ----------
         examples
-            Of every structure (and spin): descriptors (n, (l_max+1)², channels), atomic numbers
-            (n,), and on-site data (n, width) as :meth:`forward` returns them; rows of NaN where
-            there are none.
+            Of every structure (and spin): descriptors (n, (l_max+1)², channels), averages of the
+            density (n, :attr:`n_averages`), atomic numbers (n,), and on-site data (n, width) as
+            :meth:`forward` returns them; rows of NaN where there are none.
         """
         known = [
-            (index, symbol, descriptors[atoms], onsite[atoms])
-            for index, (descriptors, numbers, onsite) in enumerate(examples)
+            (index, symbol, descriptors[atoms], averages[atoms], onsite[atoms])
+            for index, (descriptors, averages, numbers, onsite) in enumerate(examples)
             for number, symbol in zip(self.numbers, self.symbols, strict=True)
             for atoms in [((numbers == number) & ~onsite[:, 0].isnan()).nonzero().squeeze(-1)]
             if len(atoms) > 0
         ]
         for symbol, directions in self.directions.items():
-            of_element = [descriptors for _, s, descriptors, _ in known if s == symbol]
+            of_element = [descriptors for _, s, descriptors, *_ in known if s == symbol]
             if of_element:
                 directions.copy_(_principal_directions(of_element, directions.shape[2]))
         parts: dict[str, list[_Sums]] = {}
-        for index, symbol, descriptors, onsite in known:
+        for index, symbol, descriptors, averages, onsite in known:
             basis = self._basis(symbol, onsite)
             irreps = onsite[:, : len(basis)] @ basis
-            for ir, found in self.features(symbol, descriptors).items():
+            for ir, found in self.features(symbol, descriptors, averages).items():
                 key = f"{symbol}_{ir}"
                 targets = irreps[:, self.get_buffer(f"columns_{key}")].flatten(0, 1)
                 rows = found.flatten(0, 1)
@@ -418,7 +451,7 @@ def _principal_directions(descriptors: list[Tensor], count: int) -> Tensor:
     return torch.stack(found)
 
 
-def _rms(values: NDArray[np.float64]) -> float:
+def _rms(values: NDArray[np.floating]) -> float:
     return float(np.sqrt(np.mean(values**2)))
 
 

@@ -61,7 +61,7 @@ def onsite_errors(network: DensityNetwork, spin_descriptors: Tensor, batch: Batc
     if network.onsite is None or batch.onsite is None:
         return None
     numbers = batch.graph.numbers
-    predicted = network.onsite_data(spin_descriptors, numbers)
+    predicted = network.onsite_data(spin_descriptors, batch.graph)
     if len(predicted) == 2:
         predicted = torch.stack([predicted[0] + predicted[1], predicted[0] - predicted[1]])
     reference = batch.onsite[: len(predicted)]

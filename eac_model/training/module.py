@@ -94,7 +94,7 @@ class TrainingModule(pl.LightningModule):
         if network.onsite is None:
             return
 
-        def examples() -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        def examples() -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
             for graph, onsite in self._examples:
                 here = graph.to(network.device)
                 total, difference = onsite.to(network.device)
@@ -103,7 +103,7 @@ class TrainingModule(pl.LightningModule):
                 if len(descriptors) == 2:
                     parts = [(total + difference) / 2, (total - difference) / 2]
                 for one, part in zip(descriptors, parts, strict=True):
-                    yield one, here.numbers, part
+                    yield one, network.spherical_averages(one, here), here.numbers, part
 
         network.onsite.regress(examples())
 

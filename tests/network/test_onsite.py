@@ -42,7 +42,7 @@ def water(seed=0):
 def onsite(found, atoms):
     graph = atom_graph(atoms, 4.0, torch.float64)
     with torch.no_grad():
-        return found.onsite_data(found.spin_descriptors(graph), graph.numbers).numpy()
+        return found.onsite_data(found.spin_descriptors(graph), graph).numpy()
 
 
 def sample(atoms, rows, spin=None):
@@ -140,7 +140,7 @@ def test_elements_without_channels_have_no_onsite_data():
     found = network(layout(channels={"H": (0, 0)}))
     atoms = water()
     graph = atom_graph(atoms, found.config.atom_cutoff, torch.float64)
-    rows = found.onsite_data(found.spin_descriptors(graph), graph.numbers)[0]
+    rows = found.onsite_data(found.spin_descriptors(graph), graph)[0]
     hydrogen = graph.numbers == 1
     assert (rows[~hydrogen] == 0).all()
     assert (rows[hydrogen].abs().sum(dim=1) > 0).all()
@@ -230,6 +230,20 @@ def test_blocks_that_never_vary_stay_what_they_are():
     assert torch.isnan(errors[0, found.onsite.block_names().index("O s1s1 L=0")])
 
 
+def test_blocks_that_hardly_vary_have_a_spread_of_their_possible_size():
+    found = network(layout(channels=WATER))
+    rng = np.random.default_rng(0)
+    structures = []
+    for seed in range(3):
+        rows = [rng.normal(scale=1e-5, size=found.onsite.layout.size(s)) for s in "OHH"]
+        rows[0][[0, 8, 16]] += 4.0, 1.0, 0.1  # s1s1, s2s2, and L = 2 of p1p1
+        structures.append(sample(water(seed), rows))
+    found.onsite.fit(structures)
+    spread = found.onsite.get_buffer("spread_O")
+    np.testing.assert_allclose(spread[[0, 1, 8]], [4e-3, 2e-3, 1e-3], rtol=1e-3)
+    assert spread[16] == pytest.approx(0.1 / 5**0.5, rel=1e-3)
+
+
 def test_errors_of_blocks_are_in_units_of_the_spread():
     found = network(layout(channels=WATER))
     numbers = torch.tensor([8, 1])
@@ -266,15 +280,18 @@ def test_model_files_carry_layout_shift_and_spread(tmp_path):
     np.testing.assert_array_equal(onsite(loaded, atoms), onsite(found, atoms))
 
 
-@pytest.mark.parametrize("version", ["2", "3", "4"])
-def test_readouts_from_before_the_products_predict_what_they_did(tmp_path, version):
-    found = network(layout("GPAW"))
+@pytest.mark.parametrize("version", ["2", "3", "4", "5"])
+def test_readouts_of_older_formats_predict_what_they_did(tmp_path, version):
+    found = network(layout("GPAW"), superposition=True)
     path = tmp_path / "model.safetensors"
     save_model(found, ModelCard(name="test"), path)
     tensors = load_file(path)
     before = 6 * (1 + 2)  # channels, and their squared lengths of l = 1 and 2
+    if version == "5":
+        before += 2 * 21  # pairs of channels
     for symbol in "HO":
-        del tensors[f"onsite.directions.{symbol}"]
+        if version < "5":
+            del tensors[f"onsite.directions.{symbol}"]
         tensors[f"onsite.read.{symbol}_0e"] = tensors[f"onsite.read.{symbol}_0e"][:before].clone()
     with safe_open(path, "pt") as file:
         header = file.metadata() | {"format_version": version}
@@ -289,10 +306,11 @@ def test_turning_the_axes_of_channel_space_changes_no_norm_of_the_products():
     """So a ridge regression on them does not depend on the choice of axes either."""
     head = network(layout(channels=WATER)).onsite
     descriptors = torch.randn(5, 9, 6, dtype=torch.float64)
-    before = head.features("O", descriptors)[o3.Irrep("0e")]
+    averages = torch.randn(5, head.n_averages, dtype=torch.float64)
+    before = head.features("O", descriptors, averages)[o3.Irrep("0e")]
     with torch.no_grad():
         turn = torch.linalg.qr(torch.randn(6, 6, dtype=torch.float64)).Q
         head.directions["O"].copy_(head.directions["O"] @ turn)
-    after = head.features("O", descriptors)[o3.Irrep("0e")]
+    after = head.features("O", descriptors, averages)[o3.Irrep("0e")]
     assert (after - before).abs().max() > 0.1
     torch.testing.assert_close(after @ after.mT, before @ before.mT)

@@ -14,6 +14,7 @@ from eac_model.errors import ConfigurationError
 from eac_model.neighbors import atom_graph
 from eac_model.network import EACNet, NetworkConfig, build
 from eac_model.network import with_onsite as with_layout
+from eac_model.network.spherical_averages import RADII
 from eac_model.onsite import OnsiteLayout
 from eac_model.training import train
 from eac_model.training.data import Batch, concatenate, onsite_rows
@@ -108,7 +109,7 @@ def test_spin_models_are_compared_in_the_sum_and_the_difference():
     sample.atoms.set_initial_magnetic_moments([1.0, 0.0, 0.0])
     graph = atom_graph(sample.atoms, 2.0, torch.float64)
     descriptors = network.spin_descriptors(graph)
-    up, down = network.onsite_data(descriptors, graph.numbers)
+    up, down = network.onsite_data(descriptors, graph)
     exact = torch.stack([up + down, up - down]).detach()
     batch = Batch(graph, None, torch.ones(1), torch.ones(1), torch.ones(1), onsite=exact)
     assert onsite_errors(network, descriptors, batch).nan_to_num(0).max() < 1e-5
@@ -126,11 +127,12 @@ def test_readouts_are_the_least_squares_fit_to_the_descriptors():
     examples = []
     for _ in range(40):
         descriptors = torch.randn(len(graph.numbers), 9, 4, dtype=torch.float64)
-        data = truth.onsite(descriptors, graph.numbers)
-        examples.append((descriptors, graph.numbers, data + 0.3))
+        averages = torch.randn(len(graph.numbers), len(RADII), dtype=torch.float64)
+        data = truth.onsite(descriptors, averages, graph.numbers)
+        examples.append((descriptors, averages, graph.numbers, data + 0.3))
     network.onsite.regress(examples)
-    for descriptors, numbers, data in examples[:3]:
-        found = network.onsite(descriptors, numbers)
+    for descriptors, averages, numbers, data in examples[:3]:
+        found = network.onsite(descriptors, averages, numbers)
         # Only blocks of L = 0 have a constant; the others are 0.3 off in each of their components.
         torch.testing.assert_close(found[1:, 0], data[1:, 0], atol=1e-5, rtol=0)
         torch.testing.assert_close(found[0, [0, 4]], data[0, [0, 4]], atol=1e-5, rtol=0)
@@ -147,11 +149,12 @@ def test_scalar_data_may_be_products_of_different_channels():
         descriptors = torch.randn(atoms, 9, 16, dtype=torch.float64)
         descriptors[:, :, 3:] *= 1e-3
         product = (descriptors[:, 4:9, 0] * descriptors[:, 4:9, 1]).sum(dim=1, keepdim=True)
-        return descriptors, torch.ones(atoms, dtype=torch.int64), product
+        averages = torch.zeros(atoms, len(RADII), dtype=torch.float64)
+        return descriptors, averages, torch.ones(atoms, dtype=torch.int64), product
 
     network.onsite.regress(draw(30) for _ in range(10))
-    descriptors, numbers, product = draw(100)
-    error = network.onsite(descriptors, numbers) - product
+    *inputs, product = draw(100)
+    error = network.onsite(*inputs) - product
     assert error.square().mean() < 1e-4 * product.square().mean()
 
 
@@ -162,7 +165,9 @@ def test_noise_is_not_fitted():
     network = build(NetworkConfig(**shape, onsite=layout), torch.float64)
 
     def draw(atoms):
-        return torch.randn(atoms, 9, 16, dtype=torch.float64), torch.ones(atoms, dtype=torch.int64)
+        descriptors = torch.randn(atoms, 9, 16, dtype=torch.float64)
+        averages = torch.randn(atoms, len(RADII), dtype=torch.float64)
+        return descriptors, averages, torch.ones(atoms, dtype=torch.int64)
 
     network.onsite.regress((*draw(6), torch.randn(6, 1, dtype=torch.float64)) for _ in range(10))
     assert network.onsite(*draw(500)).std() < 0.3
@@ -176,8 +181,9 @@ def test_one_structure_is_enough_for_readouts():
     descriptors = torch.randn(3, 9, 4, dtype=torch.float64)
     numbers = torch.tensor([8, 1, 1])
     data = torch.as_tensor(onsite_rows(LAYOUT, with_onsite(0))[0])
-    network.onsite.regress([(descriptors, numbers, data)])
-    found = network.onsite(descriptors, numbers)
+    averages = torch.randn(3, len(RADII), dtype=torch.float64)
+    network.onsite.regress([(descriptors, averages, numbers, data)])
+    found = network.onsite(descriptors, averages, numbers)
     assert torch.isfinite(found).all()
     assert (found - data.nan_to_num(0)).abs().max() < data.nan_to_num(0).abs().max()
 
