@@ -644,12 +644,12 @@ def _block_of(worker: _Worker, wanted: _Wanted) -> int:
     decoder = network.value_weight
     if not kernels:
         return (2048 if decoder is None else 256) * (16 if on_gpu else 1)
-    if not kernels.shells:
-        # One loop holds nothing of a pair; many points fill the intervals of radial functions.
-        return 16384 if wanted.contributions else 65536
     # Softmaxes keep the features of all pairs at a block's points.
     softmax = decoder is not None and decoder.kind not in ("I", "S")
     if not on_gpu:
+        if not kernels.shells and not wanted.contributions:
+            # One loop holds nothing of a pair; many points fill the intervals of radial functions.
+            return 65536
         return 8192 if softmax else 16384
     room = free_memory(network.device) // 4
     pairs = max(1.0, worker.encoded.neighbors_in_reach(network.config.point_cutoff))

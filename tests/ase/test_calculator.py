@@ -162,7 +162,7 @@ def test_atoms_are_chosen_by_index_or_mask(calculator, crystal):
 
 
 def test_the_densities_of_all_atoms_add_up(calculator, water, monkeypatch):
-    monkeypatch.setattr("eac_model.engine.inference._default_block", lambda _: 100)
+    monkeypatch.setattr("eac_model.engine.inference._default_block", lambda *_: 100)
     whole = calculator.get_density_grid(water, spacing=0.4)
     parts = [calculator.get_atomic_density(i, water, spacing=0.4) for i in range(3)]
     assert np.allclose((parts[0] + parts[1] + parts[2] - whole).values, 0, atol=1e-12)

@@ -164,7 +164,7 @@ def test_blocks_of_gpus_follow_their_free_memory(monkeypatch):
     sizes = []
     for free in (10**6, 10**9, 10**10, 10**13):
         monkeypatch.setattr(inference, "free_memory", lambda _, free=free: free)
-        sizes.append(inference._block_of(worker))
+        sizes.append(inference._block_of(worker, inference._Wanted()))
     assert sizes == sorted(sizes)
     assert sizes[0] < sizes[1] < sizes[2]
     pairs = sizes[1] * worker.encoded.neighbors_in_reach(4.0)
