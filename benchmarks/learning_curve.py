@@ -42,7 +42,7 @@ def main() -> None:
         "points": options.points,
         "learning_rate": options.learning_rate,
         "seed": options.seed,
-        "recipe": {k: RECIPE[k] for k in ("network", "loss", "initialize_from")},
+        "recipe": {k: RECIPE[k] for k in ("network", "optimisation", "loss", "initialize_from")},
     }
     results = Results(options.output, settings, table)
     todo = [(size, fold) for size in options.sizes for fold in range(options.folds)]
