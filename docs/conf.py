@@ -26,9 +26,6 @@ extensions = [
     "reference",
 ]
 exclude_patterns = ["_build", "generated", "jupyter_execute"]
-# The report on the general model appears once there are figures.
-if not (Path(__file__).parents[1] / "benchmarks" / "results" / "eac_pbe.md").exists():
-    exclude_patterns.append("general-model.md")
 
 myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3

@@ -136,6 +136,25 @@ def test_cells_relax_together_with_the_atoms(moves, silicon, silicon_model):
     assert predicted(silicon.calc) == [True, moves != "reuse"]
 
 
+def test_spins_of_iron_are_gpaw_s_in_another_cell_too():
+    settings = {
+        "mode": {"name": "pw", "ecut": 300},
+        "kpts": {"size": (3, 3, 3), "gamma": True},
+        "symmetry": {},
+        "convergence": {"density": 1e-4},
+    }
+    atoms = bulk("Fe", a=2.84)
+    atoms.set_initial_magnetic_moments([2.3])
+    calculator = crystal_calculator(**settings)
+    atoms.calc = start_from_density(calculator, EACDensity("eac-pbe", device="cpu"))
+    for scale in (1.0, 1.01):
+        atoms.set_cell(atoms.cell * scale, scale_atoms=True)
+        energy, _ = energy_and_forces(atoms, crystal_calculator(**settings))
+        assert atoms.get_potential_energy() == pytest.approx(energy, abs=2e-3)
+    assert atoms.get_magnetic_moment() > 1.5
+    assert predicted(calculator) == [True, False]
+
+
 # -- dynamics ----------------------------------------------------------------------------------
 
 
