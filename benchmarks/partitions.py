@@ -242,6 +242,8 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 def picture(grid: DensityGrid, models: dict[str, EACDensity], path: Path) -> None:
     """Spin density on a {100} plane: the reference, then the models."""
+    if grid.spin is None:
+        raise SystemExit("--picture draws a spin density; name a magnetic system, Fe say, first.")
     from matplotlib.figure import Figure
 
     grids = {"GPAW": grid} | {
