@@ -413,7 +413,7 @@ def measure_interactions(options: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def e3nn_products(wanted: bool = True) -> Iterator[None]:
+def e3nn_products(wanted: bool) -> Iterator[None]:
     """Let the interactions of all networks use the products that define them, on every edge."""
     if not wanted:
         yield

@@ -125,13 +125,15 @@ def load_model(
     """
     with _opened(path) as file:
         header = _read_header(path, file)
+        version = file.metadata()["format_version"]
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     network = build(header.config, dtype or _floating_type(path, tensors))
     if (references := tensors.get("expected_error.references")) is not None:
         elements, _, features = references.shape
         network.expected_error = ExpectedError(elements, features).to(network.dtype)
     expected = dict(_weights(network))
-    _complete_older_formats(tensors, expected)
+    if version != str(FORMAT_VERSION):
+        _complete_older_formats(tensors, expected)
     shapes = {name: value.shape for name, value in expected.items()}
     if shapes != {name: value.shape for name, value in tensors.items()}:
         raise ModelFileError(f"The weights in {path} do not fit the configuration in its header.")

@@ -10,6 +10,7 @@ from torch import Tensor
 from eac_model.engine.shells import TERMS, fit_shells
 from eac_model.engine.tiles import ShellPairs
 from eac_model.network import EACNet
+from eac_model.network.linear import with_spherical
 from eac_model.network.radial import CutoffBasis, SplineBasis
 
 TOLERANCE = 1e-6
@@ -102,6 +103,4 @@ def linear_coefficients(network: EACNet, descriptors: Tensor, elements: Tensor) 
             return spherical.unsqueeze(1)
         attributes = network.decoder_attributes(elements)
         coefficients: Tensor = network.linear.coefficients(descriptors, attributes)
-        if spherical is not None:
-            coefficients[:, 0] += spherical
-        return coefficients
+        return coefficients if spherical is None else with_spherical(coefficients, spherical)

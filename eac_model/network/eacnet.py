@@ -16,7 +16,7 @@ from eac_model.network.config import NetworkConfig
 from eac_model.network.density_network import DensityNetwork
 from eac_model.network.embedding import MomentEmbedding, TypeEmbedding
 from eac_model.network.interaction import Interaction, by_component, natural_irreps
-from eac_model.network.linear import LinearDecoder
+from eac_model.network.linear import LinearDecoder, with_spherical
 from eac_model.network.onsite import OnsiteHead
 from eac_model.network.radial import CutoffBasis, lengths
 from eac_model.network.spherical_averages import spherical_averages
@@ -190,11 +190,10 @@ class EACNet(DensityNetwork):
             return super().spherical_averages(descriptors, graph)
         elements = self.types.elements(graph.numbers)
         own = self.linear.coefficients(descriptors, self.decoder_attributes(elements))
-        own = own.to(graph.vectors.dtype)
         total = own
         if self.superposition is not None:
             free = self.superposition.table[elements] / self.n_spin
-            total = torch.cat([own[:, :1] + free.unsqueeze(1), own[:, 1:]], dim=1)
+            total = with_spherical(own, free)
         return spherical_averages(self.linear, own, total, graph, self.config.atom_cutoff)
 
     def decoder_attributes(self, elements: Tensor) -> Tensor:

@@ -52,13 +52,17 @@ class LinearDecoder(nn.Module):
         )
 
     def coefficients(self, descriptors: Tensor, attributes: Tensor) -> Tensor:
-        """A_i[lm, b]: (n, (l_max+1)², channels) → (n, (l_max+1)², basis)."""
+        """A_i[lm, b]: (n, (l_max+1)², channels) → (n, (l_max+1)², basis).
+
+        Of the parameters' precision: in mixed one products come in half of it, and densities need
+        more.
+        """
         functions = torch.einsum("nt,tlkb->nlkb", attributes, self.functions)
         parts = [
             torch.bmm(descriptors[:, l * l : (l + 1) ** 2] @ self.mixing[l], functions[:, l])
             for l in range(self.l_max + 1)
         ]
-        return torch.cat(parts, dim=1)
+        return torch.cat(parts, dim=1).to(self.functions.dtype)
 
     def forward(
         self,
@@ -74,13 +78,9 @@ class LinearDecoder(nn.Module):
         spherical
             (n, basis) coefficients of a spherical density to add, of free atoms for instance.
         """
-        # In mixed precision they come in half of it, and densities need more.
-        coefficients = self.coefficients(descriptors, attributes).to(pairs.vectors.dtype)
+        coefficients = self.coefficients(descriptors, attributes)
         if spherical is not None:
-            # The harmonic of l = 0 is 1.
-            coefficients = torch.cat(
-                [coefficients[:, :1] + spherical.unsqueeze(1), coefficients[:, 1:]], dim=1
-            )
+            coefficients = with_spherical(coefficients, spherical)
         coefficients = coefficients[pairs.atom]
         distances = lengths(pairs.vectors)
         if isinstance(self.basis.basis, SplineBasis) and not torch.is_grad_enabled():
@@ -123,3 +123,9 @@ class LinearDecoder(nn.Module):
         return torch.zeros_like(pairs.vectors[..., 0]).index_put(
             (rows, columns), values.squeeze(-1)
         )
+
+
+def with_spherical(coefficients: Tensor, spherical: Tensor) -> Tensor:
+    """Coefficients (n, (l_max+1)², basis) with those of spherical densities (n, basis) added."""
+    # The harmonic of l = 0 is 1.
+    return torch.cat([coefficients[:, :1] + spherical.unsqueeze(1), coefficients[:, 1:]], dim=1)

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from eac_model.checkpoint import ModelCard, load_model, save_model
 from eac_model.data.sample import DensitySample
-from eac_model.errors import ConfigurationError
+from eac_model.errors import ConfigurationError, ModelFileError
 from eac_model.neighbors import atom_graph
 from eac_model.network import NetworkConfig, build
 from eac_model.onsite import OnsiteLayout, axes_of_codes
@@ -301,6 +301,18 @@ def test_readouts_of_older_formats_predict_what_they_did(tmp_path, version):
         for symbol in "HO":
             found.onsite.read[f"{symbol}_0e"][before:] = 0.0
     np.testing.assert_array_equal(onsite(load_model(path)[0], water()), onsite(found, water()))
+
+
+def test_readouts_that_miss_features_are_refused_in_the_present_format(tmp_path):
+    path = tmp_path / "model.safetensors"
+    save_model(network(layout("GPAW")), ModelCard(name="test"), path)
+    tensors = load_file(path)
+    tensors["onsite.read.O_0e"] = tensors["onsite.read.O_0e"][:-1].clone()
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+    save_file(tensors, path, metadata=header)
+    with pytest.raises(ModelFileError, match="do not fit"):
+        load_model(path)
 
 
 def test_turning_the_axes_of_channel_space_changes_no_norm_of_the_products():

@@ -314,12 +314,11 @@ def test_files_go_on_and_predict_when_gpaw_begins_afresh(silicon, silicon_model,
     assert predicted(reopened) == [True]
 
 
-@pytest.mark.parametrize("mode", ["lcao"])
-def test_other_cells_are_predicted_again_where_gpaw_cannot_interpolate(mode, water, water_model):
-    water.calc = start_from_density(molecule_calculator(mode), water_model)
+def test_other_cells_are_predicted_again_where_gpaw_cannot_interpolate(water, water_model):
+    water.calc = start_from_density(molecule_calculator("lcao"), water_model)
     water.get_potential_energy()
     water.center(vacuum=2.1)
-    expected, _ = energy_and_forces(water, molecule_calculator(mode))
+    expected, _ = energy_and_forces(water, molecule_calculator("lcao"))
     assert water.get_potential_energy() == pytest.approx(expected, abs=2e-3)
     assert kinds(water.calc) == ["new", "new"]
     assert predicted(water.calc) == [True, True]
