@@ -75,7 +75,12 @@ def bader(grid: DensityGrid, reference: NDArray[np.floating]) -> Basins:
             return found
 
         run = basins(grid.values)
-        spins = None if grid.spin is None else basins(grid.spin).atom_charges
+        spins = None
+        if grid.spin is not None:
+            # baderkit divides by a basin's charge where points tie. Of a spin density that may be
+            # zero; populations are linear in the density, and this one is positive.
+            positive = 2 * np.asarray(grid.values) + grid.spin
+            spins = basins(positive).atom_charges - 2 * np.asarray(run.atom_charges)
     distances = np.full(len(grid.atoms), np.inf)
     np.minimum.at(distances, run.basin_atoms, run.basin_atom_dists)
     _check(grid, distances)

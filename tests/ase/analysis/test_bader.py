@@ -40,6 +40,15 @@ def test_spins_are_odd_and_the_reference_decides(salt):
     assert "the reference density" in found.density
 
 
+def test_closed_shells_in_a_calculation_with_spin_have_no_moments(gaussians):
+    # Points midway between the atoms belong to both alike.
+    atoms = Atoms("H2", [(1.5, 1.5, 1.5), (4.5, 1.5, 1.5)], cell=[6, 3, 3], pbc=True)
+    grid = gaussians(atoms, [1, 1], [1.0, 1.0], (24, 12, 12))
+    grid = replace(grid, spin=np.zeros_like(grid.values))
+    found = partition(grid, "bader", valence_electrons={"H": 1})
+    np.testing.assert_allclose(found.moments, 0, atol=1e-8)
+
+
 def test_an_atom_without_a_maximum_is_an_error(salt):
     atoms = salt.atoms.copy()
     atoms.append("H")
