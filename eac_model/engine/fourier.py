@@ -182,7 +182,7 @@ def _panels(
     cutoff: float, core: float, basis: torch.nn.Module, largest: float
 ) -> NDArray[np.float64]:
     """Ends of the panels of r: the knots of splines, and as many between as G asks for."""
-    knots = basis.size - 2 if isinstance(basis, SplineBasis) else 49
+    knots = basis.intervals + 1 if isinstance(basis, SplineBasis) else 49
     edges = core * np.sqrt(np.expm1(np.linspace(0, np.log1p((cutoff / core) ** 2), knots)))
     edges[-1] = cutoff
     parts = np.ceil(np.diff(edges) * max(largest, 1.0) / PANEL_PHASE).astype(int)

@@ -263,5 +263,5 @@ def _first_edges(network: EACNet) -> NDArray[np.float64]:
         return np.linspace(0.0, cutoff, 9)
     # The splines' coordinate is ln(1 + (r/a)²).
     end = np.log1p((cutoff / basis.core_radius) ** 2)
-    knots = np.linspace(0.0, end, basis.size - 2)
+    knots = np.linspace(0.0, end, basis.intervals + 1)
     return np.append(basis.core_radius * np.sqrt(np.expm1(knots[:-1])), cutoff)

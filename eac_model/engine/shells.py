@@ -121,7 +121,7 @@ def fit_shells(
         None of :data:`NUMBERS_OF_SHELLS` suffices.
     """
     for number in NUMBERS_OF_SHELLS:
-        shells = Shells(number if knots is None else number * (knots.size - 3), cutoff, knots)
+        shells = Shells(number if knots is None else number * knots.intervals, cutoff, knots)
         if all(shells.error(function) < tolerance for function in functions):
             return shells
         if shells.count >= NUMBERS_OF_SHELLS[-1]:

@@ -34,15 +34,16 @@ class RadialBasis(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    kind: Literal["bessel", "gaussian", "signed-gaussian", "spline"] = "bessel"
+    kind: Literal["bessel", "gaussian", "signed-gaussian", "spline", "natural-spline"] = "bessel"
     """``bessel``: sin(kπr/r_c)/r; ``gaussian``: learned centres and widths; ``signed-gaussian``:
     the same with learned exponents of either sign, as published models have them; ``spline``:
     cubic B-splines on knots that crowd towards the nucleus, for functions that must follow a
-    density through its core."""
+    density through its core; ``natural-spline``: without a second derivative at the nucleus, where
+    few points lie and a free coefficient follows the noise of these few."""
     size: Positive = 8
     """Number of basis functions."""
     core_radius: Annotated[float, Field(gt=0)] = 0.7
-    """Å. ``spline`` only: knots are uniform in ln(1 + (r/core_radius)²), so functions are
+    """Å. Splines only: knots are uniform in ln(1 + (r/core_radius)²), so functions are
     polynomials of r² well inside this radius. Take the radius below which a density has no
     structure of its own: pseudo-densities 0.5 … 0.8, all-electron densities much less."""
     cutoff_power: Annotated[int, Field(ge=2)] = 6
@@ -125,7 +126,7 @@ class NetworkConfig(CommonConfig):
     linear_functions: Positive = 16
     """Learned radial functions of the linear decoder for every element and angular momentum; they
     are to the network what an auxiliary basis set is to density fitting."""
-    linear_basis: RadialBasis = RadialBasis(kind="spline", size=40, cutoff_power=3)
+    linear_basis: RadialBasis = RadialBasis(kind="natural-spline", size=40, cutoff_power=3)
     """Radial basis in which those functions are expanded."""
 
     point_basis: RadialBasis = RadialBasis(kind="gaussian", size=8, cutoff_power=3)
@@ -214,7 +215,7 @@ class DeepChargeConfig(CommonConfig):
     """M_<: columns of the embedding matrix that the invariants are taken with."""
     fitting_widths: Annotated[Hidden, Len(1)] = (200, 200, 200)
     """Widths of the fitting network; layers of equal widths add their input."""
-    superposition_basis: RadialBasis = RadialBasis(kind="spline", size=40, cutoff_power=3)
+    superposition_basis: RadialBasis = RadialBasis(kind="natural-spline", size=40, cutoff_power=3)
     """Radial basis of the superposed free atoms."""
 
     @property
@@ -270,7 +271,7 @@ class ChargE3NetConfig(CommonConfig):
     spin_from: Literal["moments", "outputs"] = "moments"
     """Where ρ↑ and ρ↓ of spin models come from: initial ``moments``, or two ``outputs`` as in the
     published code (one of them odd under reflections)."""
-    superposition_basis: RadialBasis = RadialBasis(kind="spline", size=40, cutoff_power=3)
+    superposition_basis: RadialBasis = RadialBasis(kind="natural-spline", size=40, cutoff_power=3)
     """Radial basis of the superposed free atoms."""
 
     @property

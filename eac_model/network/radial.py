@@ -71,15 +71,25 @@ class SplineBasis(nn.Module):
 
     Polynomials of r² inside the core, steps that grow with r outside; even and smooth in r at
     r = 0, twice continuously differentiable everywhere.
+
+    Parameters
+    ----------
+    natural
+        Leave out what has a second derivative with respect to x at the nucleus.
     """
 
-    def __init__(self, size: int, cutoff: float, core_radius: float) -> None:
+    def __init__(
+        self, size: int, cutoff: float, core_radius: float, *, natural: bool = False
+    ) -> None:
         super().__init__()
         self.core_radius = core_radius
         if size < 4:
             raise ValueError("a cubic spline basis needs at least 4 functions")
         self.size = size
-        self.scale = (size - 3) / (0.5 * math.log1p((cutoff / core_radius) ** 2))
+        self.natural = natural
+        self.intervals = size - 2 if natural else size - 3
+        """Number of intervals between knots."""
+        self.scale = self.intervals / (0.5 * math.log1p((cutoff / core_radius) ** 2))
 
     def local(self, r: Tensor) -> tuple[Tensor, Tensor]:
         """The four functions that differ from zero at r.
@@ -92,19 +102,18 @@ class SplineBasis(nn.Module):
             (…, 4) their values.
         """
         x = (0.5 * self.scale) * torch.log1p((r / self.core_radius) ** 2)
-        first = x.detach().floor().clamp(max=self.size - 4)
-        t = x - first
+        interval = x.detach().floor().clamp(max=self.intervals - 1)
+        t = x - interval
         u = 1 - t
-        pieces = torch.stack(
-            [
-                u * u * u,
-                4 + t * t * (3 * t - 6),
-                4 + u * u * (3 * u - 6),
-                t * t * t,
-            ],
-            dim=-1,
-        )
-        return first.long(), pieces / 6
+        pieces = (u * u * u, 4 + t * t * (3 * t - 6), 4 + u * u * (3 * u - 6), t * t * t)
+        values = torch.stack(pieces, dim=-1) / 6
+        if not self.natural:
+            return interval.long(), values
+        # The coefficient of the first B-spline is 2 c1 - c2: its neighbours take it with them.
+        b0, b1, b2, b3 = values.unbind(-1)
+        innermost = torch.stack([b1 + 2 * b0, b2 - b0, b3, torch.zeros_like(b3)], dim=-1)
+        values = torch.where((interval == 0).unsqueeze(-1), innermost, values)
+        return (interval.long() - 1).clamp(min=0), values
 
     def forward(self, r: Tensor) -> Tensor:
         """Map distances (…,) in Å to basis values (…, size)."""
@@ -122,8 +131,9 @@ def radial_basis(config: RadialBasis, cutoff: float) -> nn.Module:
             return GaussianBasis(config.size, cutoff)
         case "signed-gaussian":
             return SignedGaussianBasis(config.size, cutoff)
-        case "spline":
-            return SplineBasis(config.size, cutoff, config.core_radius)
+        case "spline" | "natural-spline":
+            natural = config.kind == "natural-spline"
+            return SplineBasis(config.size, cutoff, config.core_radius, natural=natural)
 
 
 class CutoffBasis(nn.Module):

@@ -46,7 +46,7 @@ def configuration(**changes: object) -> TrainingConfig:
                 "channels": 4,
                 "interactions": 1,
                 "point_cutoff": 2.0,
-                "linear_basis": {"kind": "spline", "size": 8, "cutoff_power": 3},
+                "linear_basis": {"kind": "natural-spline", "size": 8, "cutoff_power": 3},
             },
             "optimisation": {"steps": 6, "warmup_steps": 1},
             "validate_every": 6,

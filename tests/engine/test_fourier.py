@@ -36,7 +36,7 @@ from eac_model.network.deepcharge import DeepCharge
 
 EXAMPLES = int(os.environ.get("EAC_EXAMPLES", "12"))
 SKEWED = [[3.0, 0, 0], [1.0, 3.2, 0], [0.3, 0.4, 2.8]]
-SMOOTH = RadialBasis(kind="spline", size=8, core_radius=1.5, cutoff_power=6)
+SMOOTH = RadialBasis(kind="natural-spline", size=8, core_radius=1.5, cutoff_power=6)
 """Functions whose spectrum has decayed where a grid of FINE spacing ends."""
 FINE = 0.06
 
@@ -129,10 +129,10 @@ def test_finer_grids_at_points_converge_to_the_coefficients(shape):
     assert errors[1] < 1e-6
 
 
-@pytest.mark.parametrize("kind", ["spline", "bessel", "gaussian"])
+@pytest.mark.parametrize("kind", ["natural-spline", "spline", "bessel", "gaussian"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_sum_is_the_integral_in_closed_form(dtype, kind):
-    rough = RadialBasis(kind=kind, size=40 if kind == "spline" else 8, cutoff_power=3)
+    rough = RadialBasis(kind=kind, size=40 if "spline" in kind else 8, cutoff_power=3)
     model = network(dtype=dtype, linear_basis=rough, spin=True)
     atoms = structure()
     encoded = encode(model, atoms)
@@ -207,7 +207,7 @@ def test_spherical_bessel_functions_are_those_of_scipy():
         assert np.abs(found - spherical_jn(l, x)).max() < 1e-13
 
 
-@pytest.mark.parametrize("kind", ["spline", "bessel", "gaussian"])
+@pytest.mark.parametrize("kind", ["natural-spline", "spline", "bessel", "gaussian"])
 def test_transforms_equal_sums_over_many_radii(kind):
     basis = RadialBasis(kind=kind, size=12, cutoff_power=4, core_radius=0.4)
     model = network(dtype=torch.float64, linear_basis=basis, l_max=4)
@@ -226,7 +226,7 @@ def test_transforms_equal_sums_over_many_radii(kind):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_tables_keep_their_bound_and_grow_where_more_is_asked_for(dtype):
-    rough = RadialBasis(kind="spline", size=40, cutoff_power=3)
+    rough = RadialBasis(kind="natural-spline", size=40, cutoff_power=3)
     model = network(dtype=dtype, linear_basis=rough)
     small = radial_transforms(model, 10.0)
     assert radial_transforms(model, 7.0) is small

@@ -17,6 +17,7 @@ from eac_model.graph import AtomGraph
 from eac_model.neighbors import atom_graph, point_pairs
 from eac_model.network import NetworkConfig, RadialBasis, build
 from eac_model.network.interaction import by_component, by_irrep
+from eac_model.network.radial import SplineBasis
 
 WEIGHTS = ["I", "S", "MLP+S", "MLPxS", "SoftmaxxS", "smooth"]
 VARIANTS = [("linear", "S")] + [
@@ -336,7 +337,7 @@ def test_embeddings_and_concatenations_are_free_to_choose(embedding, concatenate
     assert torch.isfinite(density(network, some_atoms(), random_points())).all()
 
 
-@pytest.mark.parametrize("kind", ["bessel", "gaussian", "spline"])
+@pytest.mark.parametrize("kind", ["bessel", "gaussian", "spline", "natural-spline"])
 def test_every_radial_basis_serves_everywhere(kind):
     basis = RadialBasis(kind=kind, size=6, cutoff_power=4)
     network = small_network(
@@ -345,6 +346,24 @@ def test_every_radial_basis_serves_everywhere(kind):
     atoms = some_atoms()
     points = np.concatenate([random_points(), atoms.positions])
     assert torch.isfinite(density(network, atoms, points)).all()
+
+
+def test_natural_splines_are_splines_without_a_second_derivative_at_the_nucleus():
+    free = SplineBasis(12, cutoff=4.0, core_radius=0.5).double()
+    natural = SplineBasis(11, cutoff=4.0, core_radius=0.5, natural=True).double()
+    coefficients = torch.randn(11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    first = 2 * coefficients[:1] - coefficients[1:2]
+    r = torch.linspace(0, 4, 300, dtype=torch.float64)
+    expected = free(r) @ torch.cat([first, coefficients])
+    torch.testing.assert_close(natural(r) @ coefficients, expected, rtol=0, atol=1e-13)
+
+    def curvature(values):
+        x = torch.tensor(1e-5, dtype=torch.float64, requires_grad=True)
+        (slope,) = torch.autograd.grad(values(0.5 * (2 * x).expm1().sqrt()), x, create_graph=True)
+        return abs(float(torch.autograd.grad(slope, x)[0]))
+
+    bent = curvature(lambda r: free(r)[0])
+    assert curvature(lambda r: natural(r) @ coefficients) < 1e-2 * bent
 
 
 def test_without_interactions_atoms_do_not_see_each_other():
@@ -404,7 +423,9 @@ def test_fitted_free_atoms_recover_a_superposition_of_gaussians():
         shape = torch.exp(-((pairs.vectors.norm(dim=2) / width) ** 2)) * pairs.mask
         values = pairs.sum_over_atoms(3 * shape).numpy()
         samples.append(DensitySample(atoms, values, points=points))
-    network = small_network(linear_basis=RadialBasis(kind="spline", size=24, cutoff_power=3))
+    network = small_network(
+        linear_basis=RadialBasis(kind="natural-spline", size=24, cutoff_power=3)
+    )
     error = network.fit_superposition(samples)
     assert error < 0.5
     with torch.no_grad():

@@ -13,7 +13,7 @@ from eac_model.network.spherical_averages import RADII
 def network(**settings):
     torch.manual_seed(0)
     shape = dict(elements=(1, 8), l_max=3, channels=6, interactions=2, atom_cutoff=12.0)
-    shape |= dict(linear_basis=RadialBasis(kind="spline", size=10, cutoff_power=3))
+    shape |= dict(linear_basis=RadialBasis(kind="natural-spline", size=10, cutoff_power=3))
     found = build(NetworkConfig(**(shape | settings)), torch.float64)
     with torch.no_grad():
         if found.linear is not None:

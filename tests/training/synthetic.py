@@ -77,7 +77,7 @@ def settings(frames: Path, /, **changes: Any) -> dict[str, Any]:
             "atom_cutoff": 2.0,
             "point_cutoff": 2.5,
             "atom_radial_hidden": [8],
-            "linear_basis": {"kind": "spline", "size": 10, "cutoff_power": 3},
+            "linear_basis": {"kind": "natural-spline", "size": 10, "cutoff_power": 3},
         },
         "optimisation": {"steps": 12, "learning_rate": 0.02, "warmup_steps": 2},
         "validate_every": 5,

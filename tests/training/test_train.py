@@ -517,7 +517,7 @@ def test_a_few_steps_on_real_frames_beat_the_superposition_on_the_frame_left_out
             "channels": 8,
             "atom_cutoff": 3.0,
             "point_cutoff": 3.0,
-            "linear_basis": {"kind": "spline", "size": 32, "cutoff_power": 3},
+            "linear_basis": {"kind": "natural-spline", "size": 32, "cutoff_power": 3},
         },
         optimisation={"steps": 100, "learning_rate": 0.01, "ema_decay": 0.9},
         log_every=1,
