@@ -40,6 +40,7 @@ from tqdm import tqdm
 
 from eac_ase import EACDensity
 from eac_ase.adapters.gpaw import KnownDensity, Moves, start_from_density
+from eac_ase.error_estimate import ErrorEstimate
 from eac_ase.reference.gpaw import calculate, gpaw_parameters
 from eac_ase.reference.recipe import Settings
 from eac_model.data import DensityStore
@@ -125,6 +126,10 @@ class DensityAlone:
         """The model's grid."""
         grid = self.model.get_density_grid(*arguments, **keywords)
         return replace(grid, onsite=None, onsite_spin=None)
+
+    def get_error_estimate(self, atoms: Atoms) -> ErrorEstimate:
+        """The model's."""
+        return self.model.get_error_estimate(atoms)
 
 
 Starts = Iterator[tuple[str, Any, dict[str, Any]]]

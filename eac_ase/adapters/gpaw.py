@@ -62,6 +62,10 @@ many (docs, page GPAW)."""
 REFRESH_WITHOUT_ONSITE = 2
 """Refresh passes for models without matrices D."""
 
+HOLD_BELOW = 0.8
+"""Expected ε_mae, percent, of densities that are held by default. Of worse ones GPAW's first wave
+functions give a density as good, and the passes are lost (``benchmarks/scf_acceleration.py``)."""
+
 MOST_HELD = 4
 """Largest number of passes with the density held, if it is chosen by itself."""
 
@@ -122,6 +126,7 @@ class PredictedStart:
         self.starts: list[Start] = []
         """Every geometry so far, in order."""
         self._seconds = 0.0
+        self._expected_error: float | None = None
         self._begun: ref[Any] | None = None
 
     def begin(self, calculator: Any, atoms: Atoms) -> None:
@@ -224,6 +229,7 @@ class PredictedStart:
         n1, n2, n3 = (int(n) for n in density.nt_sR.desc.size_c)
         state = predict_once(self.model, atoms, (n1, n2, n3), comm)
         self._seconds = perf_counter() - began
+        self._expected_error = state.expected_error
         return state
 
     def _after_filling(self, calculator: Any, kind: Literal["new", "moved", "new cell"]) -> None:
@@ -233,7 +239,12 @@ class PredictedStart:
             _update_potential(dft)
         # A refresh has improved the wave functions already; in LCAO mode they are exact at once.
         iterative = dft.ibzwfs.mode != "lcao" and not dft.scf_loop.eigensolver.direct
-        by_itself = self.hold is None and iterative and not self.refresh and not self.keep
+        by_itself = (
+            self.hold is None
+            and iterative
+            and not (self.refresh or self.keep)
+            and (self._expected_error is None or self._expected_error < HOLD_BELOW)
+        )
         hold = self.hold or 0
         if dft.scf_loop.eigensolver.direct and self.refresh + hold:
             raise ConfigurationError(
@@ -288,8 +299,9 @@ def start_from_density(
     hold
         Further passes with ñ and D held. Default: until the density that follows from the wave
         functions differs from the prediction more than their own error explains, and then a damped
-        step towards it (:func:`hold_density`); 0 after refresh passes and in LCAO mode, where every
-        diagonalisation is exact.
+        step towards it (:func:`hold_density`); 0 where the model expects an error above
+        :data:`HOLD_BELOW`, after refresh passes, and in LCAO mode, where every diagonalisation is
+        exact.
     moves
         When atoms move or the cell changes a little, GPAW moves its wave functions along:
         ``reuse`` them, as GPAW does, ``predict`` the density all the same, or ``restart`` from a

@@ -13,9 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 from ase import Atoms
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.units import Bohr
 from numpy.typing import NDArray
 
+from eac_ase.error_estimate import ErrorEstimate
 from eac_ase.grid import DensityGrid, Shape
 from eac_model.checkpoint import ModelCard
 from eac_model.data.sample import DensitySample, PawDataset
@@ -42,6 +44,9 @@ class DensityModel(Protocol):
     ) -> DensityGrid:
         """Density, and on-site data if the model has them, on the points of a grid."""
 
+    def get_error_estimate(self, atoms: Atoms) -> ErrorEstimate:
+        """What errors to expect; PropertyNotImplementedError if the model cannot tell."""
+
 
 @dataclass(frozen=True)
 class PawState:
@@ -55,6 +60,8 @@ class PawState:
     """D↑ + D↓ of every atom, shape (i, i); None if the model has none."""
     onsite_difference: tuple[Array, ...] | None
     """D↑ − D↓."""
+    expected_error: float | None
+    """ε_mae that the model expects of the density, percent; None if it cannot tell."""
 
 
 def predict_state(model: DensityModel, atoms: Atoms, shape: Shape) -> PawState:
@@ -82,7 +89,16 @@ def predict_state(model: DensityModel, atoms: Atoms, shape: Shape) -> PawState:
         difference=None if grid.spin is None else grid.spin * Bohr**3,
         onsite=grid.onsite,
         onsite_difference=grid.onsite_spin,
+        expected_error=_expected_error(model, atoms),
     )
+
+
+def _expected_error(model: DensityModel, atoms: Atoms) -> float | None:
+    try:
+        estimate = model.get_error_estimate(atoms)
+    except PropertyNotImplementedError:
+        return None
+    return estimate.structure
 
 
 def channels_of_spin(total: Array, difference: Array | None, present: Array) -> Array:
@@ -181,6 +197,15 @@ class KnownDensity:
         if self.network.config.onsite is None:
             grid = replace(grid, onsite=None, onsite_spin=None)
         return grid
+
+    def get_error_estimate(self, atoms: Atoms) -> ErrorEstimate:
+        """None, always: nothing is predicted.
+
+        Raises
+        ------
+        ase.calculators.calculator.PropertyNotImplementedError
+        """
+        raise PropertyNotImplementedError("Stored calculations have no error estimate.")
 
 
 # -- does the model fit? -----------------------------------------------------------------------

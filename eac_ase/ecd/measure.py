@@ -17,6 +17,7 @@ from ase.units import Ha
 from numpy.typing import ArrayLike
 
 from eac_ase.adapters.gpaw_state import DensityModel, KnownDensity
+from eac_ase.error_estimate import ErrorEstimate
 from eac_ase.grid import DensityGrid
 from eac_model.data import DensitySample
 from eac_model.data.sample import Calculation
@@ -64,6 +65,10 @@ class OfAnyFunctional:
     ) -> DensityGrid:
         """The model's."""
         return self._model.get_density_grid(atoms, like=like, progress=progress)
+
+    def get_error_estimate(self, atoms: Atoms) -> ErrorEstimate:
+        """The model's."""
+        return self._model.get_error_estimate(atoms)
 
 
 def iterations(sample: DensitySample, model: DensityModel | None) -> int:

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import bulk, molecule
+from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.emt import EMT
 from ase.optimize import BFGS
 from ase.units import Bohr
 
 from eac_ase import DensityGrid, EACDensity
+from eac_ase.error_estimate import ErrorEstimate
 from eac_ase.reference.gpaw import calculate
 from eac_ase.reference.recipe import Settings
 from eac_model.checkpoint import ModelCard
@@ -103,6 +105,9 @@ class OwnArrays:
             onsite=tuple(d.sum(axis=0) for d in self.matrices),
             onsite_spin=tuple(d[0] - d[1] for d in self.matrices) if spin else None,
         )
+
+    def get_error_estimate(self, atoms):
+        raise PropertyNotImplementedError
 
 
 def hydrogen(**moments):
@@ -196,6 +201,20 @@ def test_by_itself_the_start_improves_a_wrong_density_and_leaves_its_electrons(s
         assert calculator.predicted_start.starts[0].passes <= 4
         off.append(np.abs(grid - silicon.density).sum())
     assert off[1] < 0.7 * off[0]
+
+
+@pytest.mark.parametrize(("expected", "held"), [(0.3, True), (3.0, False)])
+def test_the_error_that_a_model_expects_decides_whether_its_density_is_held(
+    silicon, expected, held
+):
+    class Expectant(KnownDensity):
+        def get_error_estimate(self, atoms):
+            return ErrorEstimate(expected, np.full(len(atoms), expected), np.ones(len(atoms)), 2.0)
+
+    calculator = start_from_density(gpaw_for(silicon), Expectant([silicon]))
+    calculator.create_new_calculation(silicon.atoms)
+    (start,) = calculator.predicted_start.starts
+    assert (start.passes > 0) == held
 
 
 def test_only_gpaw_s_default_mixer_gets_another_first_step(silicon):
