@@ -62,7 +62,7 @@ many (docs, page GPAW)."""
 REFRESH_WITHOUT_ONSITE = 2
 """Refresh passes for models without matrices D."""
 
-HOLD_BELOW = 0.8
+HOLD_BELOW = 1.0
 """Expected ε_mae, percent, of densities that are held by default. Of worse ones GPAW's first wave
 functions give a density as good, and the passes are lost (``benchmarks/scf_acceleration.py``)."""
 
