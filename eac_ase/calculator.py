@@ -716,7 +716,7 @@ class EACDensity(BaseCalculator):
             cell, origin = box_around(atoms, self.network.config.point_cutoff, everything)
             shape = grid_shape(cell, INTEGRATION_SPACING)
             with progress_bar("charges", int(np.prod(shape))) as advance:
-                self._integrals = integrate_density(
+                found = integrate_density(
                     self.network,
                     encoded,
                     shape,
@@ -726,6 +726,7 @@ class EACDensity(BaseCalculator):
                     devices=self._devices,
                     progress=advance,
                 )
+            self._integrals = found.populations, found.dipoles
         return self._integrals
 
     def _places(self, atoms: Atoms) -> NDArray[np.float64]:

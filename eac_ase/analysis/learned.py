@@ -20,9 +20,10 @@ from torch import Tensor
 
 from eac_ase.calculator import box_around, grid_shape
 from eac_ase.progress import progress_bar
-from eac_model.engine import EncodedAtoms, integrate_density
+from eac_model.engine import EncodedAtoms, Integrals, integrate_density
 from eac_model.engine.linear import linear_coefficients, radial_basis_of
 from eac_model.network import DensityNetwork, EACNet
+from eac_model.network.radial import SplineBasis
 
 SPACINGS = (0.2, 0.16, 0.13, 0.1, 0.08, 0.065)
 """Å. Grids for contributions without closed form, coarse to fine."""
@@ -42,9 +43,8 @@ class LearnedMoments:
     """∫ρ_i dr, (n_spin, n)."""
     firsts: NDArray[np.float64]
     """∫ρ_i (r − R_i) dr, e·Å, (n_spin, n, 3)."""
-    seconds: NDArray[np.float64] | None
-    """Traceless part of ∫ρ_i (r − R_i)(r − R_i) dr, e·Å², (n_spin, n, 3, 3); None where the
-    contributions have no closed form."""
+    seconds: NDArray[np.float64]
+    """∫ρ_i (r − R_i)(r − R_i) dr, e·Å², (n_spin, n, 3, 3); of closed forms without the trace."""
     error: float
     """Largest change of a population from the last but one grid to the last; 0: closed form."""
 
@@ -113,10 +113,9 @@ def radial_moments(network: EACNet, l_max: int) -> list[Tensor]:
     basis = copy.deepcopy(radial_basis_of(network)).double().cpu()
     core = network.config.linear_basis.core_radius
     cutoff = basis.cutoff
-    # Panels uniform in the coordinate of the splines: no knot lies inside of one if the number
-    # of knots divides theirs, and otherwise the jumps are those of a third derivative.
-    knots = getattr(basis.basis, "size", PANELS) - 3
-    panels = knots * max(1, round(PANELS / max(knots, 1)))
+    # Panels uniform in the coordinate of the splines: no knot lies inside of one.
+    intervals = basis.basis.intervals if isinstance(basis.basis, SplineBasis) else 1
+    panels = intervals * max(1, round(PANELS / intervals))
     x = np.linspace(0, np.log1p((cutoff / core) ** 2), panels + 1)
     edges = core * np.sqrt(np.expm1(x))
     edges[-1] = cutoff
@@ -152,18 +151,18 @@ def _on_grids(
 ) -> LearnedMoments:
     previous, error = None, float("nan")
     for spacing in spacings:
-        populations, firsts = _on_grid(network, encoded, spacing, progress)
+        found = _on_grid(network, encoded, spacing, progress)
         if previous is not None:
-            error = float(np.abs(populations - previous).max())
+            error = float(np.abs(found.populations - previous).max())
             if error < TOLERANCE:
                 break
-        previous = populations
-    return LearnedMoments(populations, firsts, None, error)
+        previous = found.populations
+    return LearnedMoments(*found, error)
 
 
 def _on_grid(
     network: EACNet, encoded: EncodedAtoms, spacing: float, progress: bool | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+) -> Integrals:
     atoms: Atoms = encoded.atoms
     open_axes = [axis for axis in range(3) if not atoms.pbc[axis]]
     cell, origin = box_around(atoms, network.config.point_cutoff, open_axes)

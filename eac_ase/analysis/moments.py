@@ -25,7 +25,7 @@ class Moments:
     """∫(ρ↑ − ρ↓)_i dr, μ_B, shape (n,)."""
     firsts: Array
     """∫ρ_i (r − R_i) dr, e·Å, shape (n, 3)."""
-    seconds: Array | None
+    seconds: Array
     """∫ρ_i (r − R_i)(r − R_i) dr, e·Å², shape (n, 3, 3); the trace may be missing."""
     volumes: Array | None
     """Å³, shape (n,)."""

@@ -77,9 +77,9 @@ class Partition:
     dipoles: Array
     """Dipoles −∫ρ_i (r − R_i) dr of the atoms' electrons, e·Å, shape (n, 3): they point from
     negative to positive charge."""
-    quadrupoles: Array | None
+    quadrupoles: Array
     """Traceless quadrupoles −½∫ρ_i (3 r r − r²) dr about the nuclei (Buckingham's), e·Å², shape
-    (n, 3, 3); None where a scheme has none."""
+    (n, 3, 3)."""
     volumes: Array | None
     """Volumes of the atoms, ∫w_i dr, Å³, shape (n,); None for ``eac``, whose contributions overlap
     without dividing space."""
@@ -345,14 +345,13 @@ def partition_of_model(
     # The smallest grid there is: it brings on-site data and provenance.
     grid = calculator.get_density_grid(atoms, shape=(1, 1, 1), progress=False)
     total = scale * learned.populations.sum(axis=0)
-    seconds = None if learned.seconds is None else scale * learned.seconds.sum(axis=0)
     moments = Moments(
         populations=total,
         spins=scale * (learned.populations[0] - learned.populations[1])
         if len(learned.populations) == 2
         else None,
         firsts=scale * learned.firsts.sum(axis=0),
-        seconds=seconds,
+        seconds=scale * learned.seconds.sum(axis=0),
         volumes=None,
     )
     ready = _Ready(
@@ -364,7 +363,7 @@ def partition_of_model(
         moments = replace(
             moments,
             firsts=moments.firsts + spheres.firsts,
-            seconds=None if seconds is None else seconds + spheres.seconds,
+            seconds=moments.seconds + spheres.seconds,
         )
         ready = replace(
             ready, valences=spheres.valences, text=ready.text + ", with those of the PAW spheres"
@@ -537,11 +536,8 @@ def _finish(
         factor = wanted / found
         why = f"{found:.6f} electrons scaled to {wanted:g}"
     populations = factor * moments.populations
-    quadrupoles = None
-    if moments.seconds is not None:
-        seconds = factor * moments.seconds
-        trace = np.trace(seconds, axis1=1, axis2=2)[:, None, None] * np.eye(3)
-        quadrupoles = -(3 * seconds - trace) / 2
+    seconds = factor * moments.seconds
+    trace = np.trace(seconds, axis1=1, axis2=2)[:, None, None] * np.eye(3)
     plain = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     result = Partition(
         scheme=scheme,
@@ -550,7 +546,7 @@ def _finish(
         charges=None if ready.valences is None else ready.valences - populations,
         moments=None if moments.spins is None else factor * moments.spins,
         dipoles=-factor * moments.firsts,
-        quadrupoles=quadrupoles,
+        quadrupoles=-(3 * seconds - trace) / 2,
         volumes=moments.volumes,
         vacuum_charge=factor * moments.vacuum,
         vacuum_moment=factor * moments.vacuum_spin,

@@ -3,6 +3,7 @@
 from eac_model.engine.fourier import evaluate_band_limited
 from eac_model.engine.inference import (
     EncodedAtoms,
+    Integrals,
     encode,
     evaluate_grid,
     evaluate_points,
@@ -13,6 +14,7 @@ from eac_model.engine.streaming import Streamed, stream_grid
 
 __all__ = [
     "EncodedAtoms",
+    "Integrals",
     "Streamed",
     "encode",
     "evaluate_band_limited",

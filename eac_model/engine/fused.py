@@ -55,8 +55,8 @@ class FusedSums:
     atoms: NDArray[np.int64]
     """(n,) | atoms in reach, ascending."""
     integrals: NDArray[np.float64]
-    """(spins, n, 4) | Σ ρ_i over the points, and Σ ρ_i (r − R_i), of each of them; (spins, 0, 4)
-    if they are not wanted."""
+    """(spins, n, 10) | Σ ρ_i over the points, Σ ρ_i (r − R_i), and the products xx, yy, zz, xy, xz,
+    yz in place of r − R_i, of each of them; (spins, 0, 10) if they are not wanted."""
 
 
 class AtomTables:
@@ -214,7 +214,7 @@ class FusedLinear:
             part = np.ascontiguousarray(columns[:, share])
             chosen = self._in_reach(part, positions)
             density = np.zeros((n_spin, slots, part.shape[1]), np.float32)
-            sums = np.zeros((n_spin, kept.shape[1] if integrals else 0, 4))
+            sums = np.zeros((n_spin, kept.shape[1] if integrals else 0, 10))
             loop(
                 part,
                 positions[chosen],

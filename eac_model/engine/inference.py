@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -242,6 +242,17 @@ def evaluate_grid(
     return result
 
 
+class Integrals(NamedTuple):
+    """Moments of the density; electrons count positive."""
+
+    populations: NDArray[np.float64]
+    """∫ρ_i dr, electrons, (n_spin, n_atoms), or ∫ρ dr, (n_spin, 1)."""
+    dipoles: NDArray[np.float64]
+    """∫ρ_i (r − R_i) dr or ∫ρ r dr, e·Å, (…, 3)."""
+    seconds: NDArray[np.float64]
+    """∫ρ_i (r − R_i)(r − R_i) dr or ∫ρ r r dr, e·Å², (…, 3, 3)."""
+
+
 def integrate_density(
     network: DensityNetwork,
     encoded: EncodedAtoms,
@@ -253,23 +264,16 @@ def integrate_density(
     block_size: int | None = None,
     devices: Devices = (),
     progress: Progress | None = None,
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Electrons and dipoles of the density, summed on a regular grid.
+) -> Integrals:
+    """Electrons, dipoles and second moments of the density, summed on a regular grid.
 
     Parameters
     ----------
     shape, cell, origin, devices
         The grid, as in :func:`evaluate_grid`.
     by_atom
-        Integrate the contribution of every atom, with dipoles about the atom, R_i, instead of the
-        density as a whole, with dipoles about the origin.
-
-    Returns
-    -------
-    populations
-        ∫ρ_i dr, electrons, (n_spin, n_atoms), or ∫ρ dr, (n_spin, 1).
-    dipoles
-        ∫ρ_i (r − R_i) dr or ∫ρ r dr, e·Å (electrons counted positive), (…, 3).
+        Integrate the contribution of every atom, with moments about the atom, R_i, instead of the
+        density as a whole, with moments about the origin.
 
     Raises
     ------
@@ -288,15 +292,23 @@ def integrate_density(
         for some, sums in _sums_in_blocks(worker, points, wanted, size):
             found = sums.integrals
             if not by_atom:
-                weights = np.insert(points[some], 0, 1.0, axis=1)
-                found = sums.density[:, None].astype(np.float64) @ weights
+                weights = _monomials(torch.from_numpy(points[some].T)).numpy()
+                found = sums.density[:, None].astype(np.float64) @ weights.T
             totals[workers.index(worker)] = totals[workers.index(worker)] + found
         return len(points)
 
     share(_blocks_of_grid(encoded, shape, cell, origin, size), workers, integrate, progress)
     # A worker that had nothing to do left 0.
     total = sum(totals) * voxel
-    return total[..., 0], total[..., 1:]
+    xx, yy, zz, xy, xz, yz = np.moveaxis(total[..., 4:], -1, 0)
+    tensors = np.stack([xx, xy, xz, xy, yy, yz, xz, yz, zz], axis=-1)
+    return Integrals(total[..., 0], total[..., 1:4], tensors.reshape(*xx.shape, 3, 3))
+
+
+def _monomials(vectors: Tensor) -> Tensor:
+    """1, x, y, z, xx, yy, zz, xy, xz, yz of vectors (3, p), (10, p)."""
+    x, y, z = vectors
+    return torch.stack([torch.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z])
 
 
 _Window = tuple[tuple[slice, slice, slice], NDArray[np.float64]]
@@ -346,8 +358,8 @@ class _Sums:
     density: NDArray[np.floating]
     """(n_spin, p), or (n_spin, p, n_atoms)."""
     integrals: NDArray[np.float64]
-    """(n_spin, n_atoms, 4) | Σ ρ_i and Σ ρ_i (r − R_i) over the points; (n_spin, 0, 4) if they
-    are not wanted."""
+    """(n_spin, n_atoms, 10) | Σ ρ_i over the points, times 1 and what :func:`_monomials` makes of
+    r − R_i; (n_spin, 0, 10) if they are not wanted."""
 
 
 @dataclass(frozen=True)
@@ -382,9 +394,9 @@ class _Contributions:
             total = self.values.new_zeros(n_spin, n_points).index_add_(1, self.point, self.values)
             np.add(sums.density, total.cpu().numpy(), out=sums.density)
         if wanted.integrals:
-            weights = torch.cat([torch.ones_like(self.vectors[:1]), self.vectors]).double()
+            weights = _monomials(self.vectors.double())
             for spin, value in enumerate(self.values.double()):
-                of_atoms = weights.new_zeros(4, sums.integrals.shape[1])
+                of_atoms = weights.new_zeros(10, sums.integrals.shape[1])
                 of_atoms.index_add_(1, self.atom, weights * value)
                 sums.integrals[spin] += of_atoms.T.cpu().numpy()
 
@@ -440,7 +452,7 @@ def _sums(worker: _Worker, points: NDArray, wanted: _Wanted) -> _Sums:
     network, encoded, kernels = worker.network, worker.encoded, worker.kernels
     n_atoms = len(encoded.atoms)
     shape = (network.n_spin, len(points), n_atoms)[: 3 if wanted.contributions else 2]
-    integrals = np.zeros((network.n_spin, n_atoms if wanted.integrals else 0, 4))
+    integrals = np.zeros((network.n_spin, n_atoms if wanted.integrals else 0, 10))
     sums = _Sums(np.zeros(shape, _numpy_dtype(network)), integrals)
     cutoff = network.config.point_cutoff
     low, high = _box(points)

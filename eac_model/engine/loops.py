@@ -67,8 +67,9 @@ def sum_pairs(
     density
         (spins, slots, p), e/Å³, is added to.
     integrals
-        (spins, rows, 4), is added to: sums of a row's contributions, and of contributions times
-        the vector from the atom. With no rows they are left out.
+        (spins, rows, 10), is added to: sums of a row's contributions, of contributions times the
+        vector from the atom, and times its products xx, yy, zz, xy, xz, yz. With no rows they are
+        left out.
     """
     n_points = points.shape[1]
     n_spin, _, n_intervals, components, _ = tables.shape
@@ -140,15 +141,31 @@ def sum_pairs(
                     if integrals.shape[1] == 0:
                         continue
                     total, along_x, along_y, along_z = _f4(0), _f4(0), _f4(0), _f4(0)
+                    xx, yy, zz = _f4(0), _f4(0), _f4(0)
+                    xy, xz, yz = _f4(0), _f4(0), _f4(0)
                     for q in range(m):
+                        vx, vy, vz = values[q] * x[q], values[q] * y[q], values[q] * z[q]
                         total += values[q]
-                        along_x += values[q] * x[q]
-                        along_y += values[q] * y[q]
-                        along_z += values[q] * z[q]
-                    integrals[spin, row, 0] += total
-                    integrals[spin, row, 1] += along_x
-                    integrals[spin, row, 2] += along_y
-                    integrals[spin, row, 3] += along_z
+                        along_x += vx
+                        along_y += vy
+                        along_z += vz
+                        xx += vx * x[q]
+                        yy += vy * y[q]
+                        zz += vz * z[q]
+                        xy += vx * y[q]
+                        xz += vx * z[q]
+                        yz += vy * z[q]
+                    sums = integrals[spin, row]
+                    sums[0] += total
+                    sums[1] += along_x
+                    sums[2] += along_y
+                    sums[3] += along_z
+                    sums[4] += xx
+                    sums[5] += yy
+                    sums[6] += zz
+                    sums[7] += xy
+                    sums[8] += xz
+                    sums[9] += yz
 
 
 @compiled

@@ -100,23 +100,29 @@ def test_integrals_of_contributions_equal_sums_over_the_grid():
     model, atoms = network(), structure()
     encoded = encode(model, atoms)
     shape = (6, 5, 4)
-    populations, dipoles = integrate_density(model, encoded, shape, by_atom=True, block_size=11)
+    populations, dipoles, seconds = integrate_density(
+        model, encoded, shape, by_atom=True, block_size=11
+    )
     fractions = np.stack(np.meshgrid(*(np.arange(n) / n for n in shape), indexing="ij"), axis=-1)
     points = fractions.reshape(-1, 3) @ np.array(SKEWED)
     parts = evaluate_points(model, encoded, points, contributions=True)
     voxel = atoms.cell.volume / np.prod(shape)
     assert np.allclose(populations, parts.sum(1) * voxel)
     assert dipoles.shape == (1, 4, 3)
+    assert seconds.shape == (1, 4, 3, 3)
 
 
 def test_the_dipole_of_a_single_contribution_vanishes_by_symmetry():
     model = network(interactions=0, decoder="linear")
     atom = Atoms("O", [[0, 0, 0]])
     cell, origin = 8.2 * np.eye(3), np.full(3, -4.0)
-    _, dipoles = integrate_density(
+    found = integrate_density(
         model, encode(model, atom), (41, 41, 41), by_atom=True, cell=cell, origin=origin
     )
-    assert np.abs(dipoles).max() < 1e-10
+    assert np.abs(found.dipoles).max() < 1e-10
+    np.testing.assert_allclose(
+        found.seconds[0, 0], found.seconds[0, 0, 0, 0] * np.eye(3), atol=1e-10
+    )
 
 
 def test_points_out_of_reach_get_exactly_zero():

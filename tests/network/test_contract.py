@@ -347,10 +347,12 @@ class TestContract:
         points = fractions.reshape(-1, 3) @ SKEWED
         expected = density(network, atoms, points)
         assert_same(grid.reshape(2, -1), expected)
-        electrons, moments = integrate_density(network, encoded, shape, block_size=11)
+        electrons, moments, seconds = integrate_density(network, encoded, shape, block_size=11)
         voxel = atoms.cell.volume / np.prod(shape)
         assert_same(electrons[:, 0], expected.sum(axis=1) * voxel)
         assert_same(moments[:, 0], expected @ points * voxel)
+        squares = points[:, :, None] * points[:, None, :]
+        assert_same(seconds[:, 0], np.einsum("sp,pab->sab", expected, squares) * voxel)
 
     def test_descriptors_serve_any_number_of_evaluations(self, name, monkeypatch):
         network = make(name)

@@ -107,7 +107,10 @@ def test_other_decoders_are_summed_to_a_stated_error(water):
     for a, population in enumerate(found.populations[0]):
         grid = calculator.get_atomic_density([a], water, spacing=0.2)
         assert population == pytest.approx(grid.integrate(), abs=1e-6)
-    assert found.seconds is None
+        arms = grid.points() - water.positions[a]
+        weights = grid.values.ravel() * grid.volume / grid.values.size
+        second = np.einsum("p,pa,pb->ab", weights, arms, arms)
+        assert found.seconds[0, a] == pytest.approx(second, abs=1e-6)
 
 
 # -- spin --------------------------------------------------------------------------------------
