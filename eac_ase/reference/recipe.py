@@ -514,6 +514,8 @@ def _explain(error: ValidationError, content: dict[str, Any]) -> str:
         line = f"{key}: {message}"
         if problem["type"] not in ("missing", "extra_forbidden", "value_error"):
             line += f" (got {problem['input']!r})"
+        if problem["type"] == "string_type" and isinstance(problem["input"], bool):
+            line += ". YAML reads NO, ON and YES as truth values: put them in quotes"
         if line not in lines:
             lines.append(line)
     return "\n".join(lines)

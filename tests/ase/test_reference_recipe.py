@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ase.build import molecule
+from ase.formula import Formula
 
 from eac_ase.reference.recipe import Recipe, Settings
 from eac_model.errors import ConfigurationError
@@ -82,6 +84,7 @@ def test_settings_come_from_the_entry_then_its_kind_then_the_recipe():
         (crystal(formulas={"Al": -4}), r"formulas\.Al: .*greater than 0 \(got -4\)"),
         (crystal(kind="cristal"), r"structures\[c\]: .*'cristal'"),
         ({"name": "m", "kind": "molecule", "molecules": ["H2O", "H3O"]}, "no molecules H3O"),
+        ({"name": "m", "kind": "molecule", "molecules": ["CN", False]}, "YAML reads NO"),
         ({"name": "a", "kind": "alloy", "elements": ["Al"]}, r"structures\[a\]\.elements"),
     ],
 )
@@ -117,10 +120,11 @@ def test_the_general_recipe_holds_out_by_composition():
     [path] = [path for path in SHIPPED if path.stem == "eac-pbe"]
     compositions: dict[str, set] = {"train": set(), "test": set()}
     for task in Recipe.from_yaml(path).tasks():
-        if task.entry.kind in ("crystal", "slab", "molecule"):
-            from ase.formula import Formula
-
-            counts = Formula(task.member.split("-")[0].split("_")[0]).reduce()[0].count()
+        if task.entry.kind in ("crystal", "slab"):
+            counts = Formula(task.member.split("-")[0]).reduce()[0].count()
+            compositions[task.split].add(frozenset(counts.items()))
+        elif task.entry.kind == "molecule":
+            counts = molecule(task.member).symbols.formula.count()
             compositions[task.split].add(frozenset(counts.items()))
         elif task.entry.kind == "alloy" and task.split == "train":
             assert len(set(task.entry.elements) & HELD_OUT_SET) < 2
