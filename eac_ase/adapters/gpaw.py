@@ -239,12 +239,10 @@ class PredictedStart:
             _update_potential(dft)
         # A refresh has improved the wave functions already; in LCAO mode they are exact at once.
         iterative = dft.ibzwfs.mode != "lcao" and not dft.scf_loop.eigensolver.direct
-        by_itself = (
-            self.hold is None
-            and iterative
-            and not (self.refresh or self.keep)
-            and (self._expected_error is None or self._expected_error < HOLD_BELOW)
-        )
+        error = self._expected_error
+        # Expected errors are those of the total density.
+        good = error is None or (error < HOLD_BELOW and dft.density.ncomponents == 1)
+        by_itself = self.hold is None and iterative and not (self.refresh or self.keep) and good
         hold = self.hold or 0
         if dft.scf_loop.eigensolver.direct and self.refresh + hold:
             raise ConfigurationError(
@@ -300,8 +298,8 @@ def start_from_density(
         Further passes with ñ and D held. Default: until the density that follows from the wave
         functions differs from the prediction more than their own error explains, and then a damped
         step towards it (:func:`hold_density`); 0 where the model expects an error above
-        :data:`HOLD_BELOW`, after refresh passes, and in LCAO mode, where every diagonalisation is
-        exact.
+        :data:`HOLD_BELOW`, or expects errors and there is spin, which they do not cover; after
+        refresh passes; and in LCAO mode, where every diagonalisation is exact.
     moves
         When atoms move or the cell changes a little, GPAW moves its wave functions along:
         ``reuse`` them, as GPAW does, ``predict`` the density all the same, or ``restart`` from a
