@@ -45,7 +45,9 @@ def variants() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
         for name in ("one-hot", "shell-filling", "both")
     ]
     rows.append(("embedding", "learned, 16", {"embedding": "learned", "embedding_size": 16}, {}))
-    rows += [("l_max", str(l_max), {"l_max": l_max}, {}) for l_max in (1, 2, 3, 4)]
+    # Blocks of the matrices D go up to L = 6, out of reach of l = 1. They take no part in training.
+    rows += [("l_max", str(l_max), {"l_max": l_max, "onsite": None}, {}) for l_max in (1, 2)]
+    rows += [("l_max", str(l_max), {"l_max": l_max}, {}) for l_max in (3, 4)]
     rows += [("interactions", str(n), {"interactions": n}, {}) for n in (1, 2, 3)]
     rows += [("channels", str(n), {"channels": n}, {}) for n in (8, 16, 32)]
     rows += [("atom cutoff", f"{r} Å", {"atom_cutoff": r}, {}) for r in (4.5, 5.5, 6.5)]

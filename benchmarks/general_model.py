@@ -8,7 +8,7 @@
 of each; called again it goes on. `report` makes OUT.md and the pictures of them, and measures first
 if --model is given; it predicts the ten worst structures once more, to draw them.
 
-Keys of the store name the entries of recipes/data/eac-pbe.yaml, which decide the families. Errors
+Keys name the entries of the recipes in recipes/data, which decide the families. Errors
 of an element are those at the points nearer to its atoms than to others, in units of covalent
 radii, as a share of the density there. Everything is about GPAW's pseudo density, core included.
 """
@@ -21,6 +21,7 @@ import json
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from pathlib import Path
 from time import process_time
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 import numpy as np
 import torch
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.formula import Formula
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 from numpy.typing import NDArray
@@ -49,20 +51,29 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "elements": ("elements", "boron", "carbon"),
     "binaries": (
         *("rocksalt", "zincblende", "wurtzite", "caesium-chloride", "fluorite", "antifluorite"),
-        *("rutile", "layered", "cuprite", "pyrite", "corundum", "quartz"),
+        *("rutile", "layered", "cuprite", "pyrite", "corundum", "quartz", "pairs"),
     ),
     "intermetallics": (*("b2", "l10", "l12", "d03", "laves", "diborides", "nickeline", "heusler"),),
     "ternaries": ("perovskite", "half-heusler", "chalcopyrite"),
-    "alloys": ("alloy", "al-mg"),
+    "alloys": (
+        *("alloy", "al-mg", "alloys-of-any", "alloys-of-chromium", "alloys-of-manganese"),
+        *("alloys-of-iron", "alloys-of-cobalt", "alloys-of-nickel"),
+    ),
     "zero-shot alloys": ("alloys",),
-    "magnets": ("magnets", "magnetic", "antiferromagnets", "iron"),
-    "silicon": ("silicon", "amorphous"),
+    "magnets": (
+        *("magnets", "magnetic", "antiferromagnets", "iron"),
+        *("antiferromagnet", "bcc", "fcc", "disordered", "vacancy"),
+    ),
+    "silicon": (
+        *("silicon", "amorphous", "diamond", "thermal", "lonsdaleite", "beta", "bc8", "dense"),
+        *("vacancy-7", "vacancy-15"),
+    ),
     "surfaces": ("slab",),
     "defects": ("vacancies",),
     "molecules": ("molecules", "radicals"),
-    "water": ("water",),
+    "water": ("water", "monomer", "cluster", "liquid"),
 }
-"""Names of the recipe's entries, without ``test-``, or what they begin with before a hyphen."""
+"""Names of the recipes' entries, without ``test-``, or what they begin with before a hyphen."""
 
 TARGETS: tuple[tuple[str, str, float], ...] = (
     ("al-mg", "Al–Mg", 0.24),
@@ -518,12 +529,13 @@ def cost_text(rows: list[dict[str, Any]]) -> str:
     return text + "\n"
 
 
-def data_table(train: DensityStore, test: list[dict[str, Any]]) -> str:
+def data_table(train: list[DensityStore], test: list[dict[str, Any]]) -> str:
     """Sizes of the data, by family."""
-    counts = Counter(family_of(entry.key) for entry in train.entries)
+    counts: Counter[str] = Counter()
     atoms: Counter[str] = Counter()
-    for entry in train.entries:
-        atoms[family_of(entry.key)] += entry.n_atoms
+    for entry in chain.from_iterable(store.entries for store in train):
+        counts[family_of(entry.source)] += 1
+        atoms[family_of(entry.source)] += entry.n_atoms
     of_test = Counter(family_of(row["key"]) for row in test)
     lines = [
         [name, str(counts[name]), str(atoms[name]), str(of_test[name])]
@@ -537,12 +549,10 @@ def data_table(train: DensityStore, test: list[dict[str, Any]]) -> str:
     )
 
 
-def elements_of(store: DensityStore) -> Counter[str]:
+def elements_of(stores: list[DensityStore]) -> Counter[str]:
     """Structures that hold an element."""
-    counts: Counter[str] = Counter()
-    for index in tqdm(range(len(store)), desc=store.path.name, leave=False, disable=None):
-        counts.update(set(store.structure(index).symbols))
-    return counts
+    entries = chain.from_iterable(store.entries for store in stores)
+    return Counter(chain.from_iterable(Formula(entry.formula).count() for entry in entries))
 
 
 # -- the report ------------------------------------------------------------------------------------
@@ -568,7 +578,7 @@ def report(options: argparse.Namespace) -> None:
     calculator = EACDensity(options.model or content["model"]["name"], device="cpu")
     store = DensityStore.open(options.test)
     save_picture(draw_worst(calculator, store, worst(rows)), Path(f"{stem}_worst.png"))
-    train = None if options.train is None else DensityStore.open(options.train)
+    train = [DensityStore.open(path) for path in options.train]
     text = page(content, stem.name, figures, train)
     write_bytes(stem.with_suffix(".md"), text.encode())
     print(summary(rows))
@@ -576,7 +586,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def page(
-    content: dict[str, Any], stem: str, figures: dict[str, float], train: DensityStore | None
+    content: dict[str, Any], stem: str, figures: dict[str, float], train: list[DensityStore]
 ) -> str:
     """The generated part of docs/general-model.md."""
     rows = content["structures"]
@@ -591,7 +601,7 @@ def page(
     ]
     if refused:
         parts.append(f"Refused, since an element is not known: {', '.join(refused)}.\n")
-    if train is not None:
+    if train:
         parts += ["## Data\n", data_table(train, rows)]
         counts = elements_of(train)
         few = [f"{symbol} {n}" for symbol, n in sorted(counts.items(), key=lambda x: x[1])[:15]]
@@ -777,7 +787,9 @@ def _options() -> argparse.Namespace:
         command.add_argument(
             "--output", type=Path, default=RESULTS / "eac_pbe.json", help="figures of structures"
         )
-    reporting.add_argument("--train", type=Path, help="store that was trained on, for its sizes")
+    reporting.add_argument(
+        "--train", type=Path, nargs="+", default=[], help="stores trained on, for their sizes"
+    )
     reporting.add_argument("--model", help="bundled model or model file, to measure first")
     return parser.parse_args()
 
