@@ -199,7 +199,7 @@ class KnownDensity:
         return grid
 
     def get_error_estimate(self, atoms: Atoms) -> ErrorEstimate:
-        """None, always: nothing is predicted.
+        """Of stored calculations there is none: nothing is predicted.
 
         Raises
         ------
