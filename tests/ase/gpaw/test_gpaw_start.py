@@ -203,16 +203,20 @@ def test_by_itself_the_start_improves_a_wrong_density_and_leaves_its_electrons(s
     assert off[1] < 0.7 * off[0]
 
 
-@pytest.mark.parametrize(("expected", "held"), [(0.3, True), (3.0, False)])
+@pytest.mark.parametrize(
+    ("name", "expected", "held"),
+    [("silicon", 0.3, True), ("silicon", 3.0, False), ("oxygen", 0.3, False)],
+)
 def test_the_error_that_a_model_expects_decides_whether_its_density_is_held(
-    silicon, expected, held
+    request, name, expected, held
 ):
     class Expectant(KnownDensity):
         def get_error_estimate(self, atoms):
             return ErrorEstimate(expected, np.full(len(atoms), expected), np.ones(len(atoms)), 2.0)
 
-    calculator = start_from_density(gpaw_for(silicon), Expectant([silicon]))
-    calculator.create_new_calculation(silicon.atoms)
+    sample = request.getfixturevalue(name)  # oxygen has spin, of which the estimate says nothing
+    calculator = start_from_density(gpaw_for(sample), Expectant([sample]))
+    calculator.create_new_calculation(sample.atoms)
     (start,) = calculator.predicted_start.starts
     assert (start.passes > 0) == held
 
