@@ -216,7 +216,7 @@ def write_set(
     for name, sample in samples.items() if isinstance(samples, Mapping) else samples:
         if store is not None:
             store.append(_named(sample, name), key=name)
-        write_chgcar(folder / name, replace(sample, onsite=None), comment=_comment(sample))
+        write_chgcar(folder / name, replace(sample, onsite=None))
     counts = []
     for name in names:
         shape = _grid_of(folder / name)
@@ -242,14 +242,6 @@ def missing(folder: Path, names: Sequence[str], *, states: bool) -> list[str]:
 
 def _named(sample: DensitySample, name: str) -> DensitySample:
     return replace(sample, provenance=replace(sample.provenance, source=name))
-
-
-def _comment(sample: DensitySample) -> str:
-    origin = sample.provenance
-    return (
-        f"{sample.atoms.get_chemical_formula()}: {origin.density_kind} density, {origin.code}, "
-        f"{origin.functional}"
-    )
 
 
 def _grid_of(path: Path) -> tuple[int, int, int]:

@@ -41,6 +41,7 @@ _SYMBOL = re.compile(r"([A-Z][a-z]?)(?![a-z])")
 _DECIMAL = re.compile(r"\s*[-+]?\d*\.\d")
 _PARTIAL = ("AECCAR", "PARCHG")
 _NOT_DENSITIES = ("LOCPOT", "ELFCAR", "TAUCAR")
+_ORIGIN = re.compile(r"\S+: (valence|pseudo|all-electron) density, (?!unknown)([^,]+), ([^,]+)")
 _BLOCK = 5 * 2**16
 
 
@@ -74,7 +75,8 @@ def read_chgcar(path: str | Path) -> DensitySample:
         the initial magnetic moments; the numbers per atom in non-collinear files are not vectors,
         and are kept only where there are three an atom.
         The kind of the density is ``valence``, and ``unknown`` for AECCAR and PARCHG by name; see
-        :func:`read_all_electron`.
+        :func:`read_all_electron`. Where :func:`write_chgcar` has named kind, code and functional in
+        the first line, they are those.
 
     Raises
     ------
@@ -106,9 +108,24 @@ def read_chgcar(path: str | Path) -> DensitySample:
             break
         line += 1
     _check_end(text, line, shape, sections)
-    kind: DensityKind = "unknown" if path.name.upper().startswith(_PARTIAL) else "valence"
-    provenance = Provenance(code="VASP", density_kind=kind, source=path.name)
-    return assemble(atoms, grids, sections, provenance)
+    return assemble(atoms, grids, sections, _provenance(text.line(0), path.name))
+
+
+def _provenance(comment: str, name: str) -> Provenance:
+    """Origin of a file of this first line and name."""
+    if found := _ORIGIN.fullmatch(comment.strip()):
+        kind, code, functional = found.groups()
+        return Provenance(code, functional, cast(DensityKind, kind), source=name)
+    partial = name.upper().startswith(_PARTIAL)
+    return Provenance("VASP", density_kind="unknown" if partial else "valence", source=name)
+
+
+def _comment(sample: DensitySample) -> str:
+    """First line: the formula, and what VASP's users would not expect or could not know."""
+    origin, formula = sample.provenance, sample.atoms.get_chemical_formula()
+    comment = f"{formula}: {origin.density_kind} density, {origin.code}, {origin.functional}"
+    expected = origin.code.startswith("VASP") and origin.functional == "unknown"
+    return comment if _ORIGIN.fullmatch(comment) and not expected else formula
 
 
 def assemble(
@@ -207,7 +224,8 @@ def write_chgcar(
     sample
         A sample on a full grid.
     comment
-        First line; the chemical formula if empty.
+        First line; if empty, the chemical formula, and behind it kind of density, code and
+        functional where they are known and not VASP's alone: ``NaCl: pseudo density, GPAW, PBE``.
     progress
         Called with the number of grid values in each block written.
 
@@ -235,7 +253,7 @@ def write_chgcar(
         gzip.open(temporary, "wb", 5) if path.suffix == ".gz" else temporary.open("wb") as stream,
     ):
         out = cast(BinaryIO, stream)
-        out.write(_header(atoms, comment).encode("ascii", "replace"))
+        out.write(_header(atoms, comment or _comment(sample)).encode("ascii", "replace"))
         _write_grid(out, sample.density, volume, progress)
         out.write(format_onsite(onsite[0]))
         if sample.spin_density is not None:
@@ -521,7 +539,7 @@ def _check_end(
 
 def _header(atoms: Atoms, comment: str) -> str:
     runs = [(symbol, len(list(run))) for symbol, run in groupby(atoms.get_chemical_symbols())]
-    lines = [" ".join(comment.split()) or atoms.get_chemical_formula(), "   1.00000000000000"]
+    lines = [" ".join(comment.split()), "   1.00000000000000"]
     lines += ["".join(f"{x:22.16f}" for x in vector) for vector in atoms.cell.array]
     lines.append("".join(f"{symbol:>5}" for symbol, _ in runs))
     lines.append("".join(f"{count:6d}" for _, count in runs))

@@ -123,7 +123,7 @@ def stream_grid(
             if target not in files:
                 of_vasp = layout is not None and layout.code == "VASP"
                 rows = onsite if of_vasp else (None, None)
-                _write_text(file, encoded, target, memory, rows, factor)
+                _write_text(file, encoded, provenance, target, memory, rows, factor)
         # The partial file itself may become the last one, unless its values have to be scaled:
         # those scaled in part could not be told from others after a break.
         for target in files if factor != 1.0 else files[:-1]:
@@ -251,6 +251,7 @@ def _scaled(rows: Rows | None, factor: float) -> Rows | None:
 def _write_text(
     file: h5py.File,
     encoded: EncodedAtoms,
+    provenance: Provenance,
     target: Path,
     memory: int,
     onsite: Onsite,
@@ -274,6 +275,7 @@ def _write_text(
                 spin_density=spin,
                 onsite=None if onsite[0] is None else tuple(onsite[0]),
                 onsite_spin=None if onsite[1] is None else tuple(onsite[1]),
+                provenance=provenance,
             ),
         )
 

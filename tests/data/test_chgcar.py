@@ -11,7 +11,7 @@ from ase.calculators.vasp import VaspChargeDensity
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from eac_model.data import DensitySample, read_chgcar, read_sampled_h5, write_chgcar
+from eac_model.data import DensitySample, Provenance, read_chgcar, read_sampled_h5, write_chgcar
 from eac_model.errors import DensityFileError, GridError
 
 CELL = [[4.0, 0.1, 0.0], [0.0, 5.0, -0.3], [0.7, 0.0, 3.5]]
@@ -70,6 +70,28 @@ def test_what_is_written_is_read_back(tmp_path, spin, onsite, name):
     write_chgcar(tmp_path / name, sample)
     assert_same(read_chgcar(tmp_path / name), sample)
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+@pytest.mark.parametrize(
+    ("provenance", "comment"),
+    [
+        (Provenance("GPAW 26.7", "PBE", "pseudo"), "ClNa2: pseudo density, GPAW 26.7, PBE"),
+        (Provenance("VASP", "SCAN", "valence"), "ClNa2: valence density, VASP, SCAN"),
+        (Provenance("VASP", density_kind="valence"), "ClNa2"),
+    ],
+)
+def test_files_know_the_origin_of_their_density(tmp_path, provenance, comment):
+    path = tmp_path / "CHGCAR"
+    write_chgcar(path, replace(make_sample(), provenance=provenance))
+    assert path.read_text().splitlines()[0] == comment
+    assert read_chgcar(path).provenance == replace(provenance, source="CHGCAR")
+
+
+@pytest.mark.parametrize("comment", ["", "ClNa2: pseudo density, unknown, PBE", "pseudo density"])
+def test_files_of_other_first_lines_are_taken_for_those_of_vasp(tmp_path, comment):
+    path = tmp_path / "CHGCAR"
+    write_chgcar(path, make_sample(), comment=comment)
+    assert read_chgcar(path).provenance == Provenance("VASP", "unknown", "valence", source="CHGCAR")
 
 
 def test_the_valence_electrons_are_the_mean_value_of_the_file(tmp_path):
