@@ -43,6 +43,7 @@ def main() -> None:
     options = _options()
     settings = {
         "store": options.store.name,
+        "optimizer": options.optimizer,
         "learning_rate": options.learning_rate,
         "seed": options.seed,
     }
@@ -116,8 +117,10 @@ def learn(
             "network": network,
             "optimisation": {
                 "steps": steps,
+                "optimizer": options.optimizer,
                 "learning_rate": options.learning_rate,
                 "warmup_steps": min(100, steps // 5),
+                "decay": [{"final": options.learning_rate / 50}],
             },
             "checkpoint_every": max(1, min(100, steps // 4)),
             "log_every": max(1, min(50, steps // 4)),
@@ -212,8 +215,9 @@ def _options() -> argparse.Namespace:
         "--networks", nargs="+", default=["deep-charge"], choices=list(NETWORKS), help="networks"
     )
     options.add_argument("--steps", type=int, default=20_000, help="optimisation steps of a run")
-    options.add_argument("--points-per-step", type=int, default=100, help="points a step")
-    options.add_argument("--learning-rate", type=float, default=2e-3, help="after the warm-up")
+    options.add_argument("--points-per-step", type=int, default=500, help="points a step")
+    options.add_argument("--optimizer", choices=["adam", "muon"], default="muon", help="optimiser")
+    options.add_argument("--learning-rate", type=float, default=6e-3, help="after the warm-up")
     options.add_argument("--seed", type=int, default=0, help="of weights and draws")
     options.add_argument(
         "--accelerator", choices=["auto", "cpu", "gpu"], default="auto", help="device to train on"

@@ -18,8 +18,13 @@ from eac_model.network.radial import SplineBasis, lengths
 POINTS_OF_SCALES = 300
 """Points of a sample that scales are taken from."""
 
-KNOTS = 256
+KNOTS = 512
 """Of the splines that the rows of G are expanded in."""
+
+
+FIRST_WEIGHTS, FIRST_OFFSETS, LATER_WEIGHTS = 1.0, 2.5, 3.0
+"""Of embedding networks that start: root mean squares of the first layer's weights and offsets, and
+how much larger the weights of later layers are than DeePMD-kit's."""
 
 
 class DeepCharge(DensityNetwork):
@@ -59,6 +64,8 @@ class DeepCharge(DensityNetwork):
         self.embeddings = nn.ModuleList(
             ResidualNetwork((inputs, *config.embedding_widths)) for _ in config.elements
         )
+        for network in self.embeddings:
+            network.resolve_input()
         invariants = config.embedding_widths[-1] * config.axis_neurons
         self.fitting = ResidualNetwork((invariants, *config.fitting_widths))
         self.last = nn.Linear(config.fitting_widths[-1], 1, bias=False)
@@ -214,6 +221,20 @@ class ResidualNetwork(nn.Module):
             nn.init.normal_(layer.weight, std=(n_in + n_out) ** -0.5)
             nn.init.normal_(layer.bias, std=1.0)
             self.layers.append(layer)
+
+    def resolve_input(self) -> None:
+        """Start with functions of the input that differ from each other.
+
+        Those of small weights are close to straight lines: the columns of G then span a few
+        functions of the distance, and all of D but six combinations is lost to rounding.
+        """
+        first, *others = self.layers
+        assert isinstance(first, nn.Linear)
+        with torch.no_grad():
+            nn.init.normal_(first.weight, std=FIRST_WEIGHTS)
+            nn.init.normal_(first.bias, std=FIRST_OFFSETS)
+            for layer in others:
+                layer.get_parameter("weight").mul_(LATER_WEIGHTS)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, first size) to (…, last size)."""

@@ -128,8 +128,10 @@ class OptimisationSection(_Section):
 
     steps: Count = 10_000
     """Optimisation steps of the whole run."""
-    optimizer: Literal["adam", "adamw", "lamb"] = "adam"
-    """``lamb`` needs the package pytorch-optimizer (``pip install 'eac-density[lamb]'``)."""
+    optimizer: Literal["adam", "adamw", "lamb", "muon"] = "adam"
+    """``muon`` makes the steps of matrices orthogonal (arXiv 2502.16982) and takes ``adamw`` for
+    all else: for networks of dense layers, as Deep Charge. It and ``lamb`` need the package
+    pytorch-optimizer (``pip install 'eac-density[optimizers]'``)."""
     learning_rate: PositiveFloat = 5e-3
     """Learning rate after the warm-up, where the decay starts."""
     warmup_steps: Annotated[int, Field(ge=0)] = 100
@@ -138,7 +140,7 @@ class OptimisationSection(_Section):
     """Stages of exponential decay, one after the other, from the end of the warm-up; after the
     last one the learning rate stays. Empty: constant learning rate."""
     weight_decay: NonNegativeFloat = 0.0
-    """Weight decay (L2 penalty for ``adam``, decoupled for ``adamw`` and ``lamb``)."""
+    """Weight decay (L2 penalty for ``adam``, decoupled for all others)."""
     gradient_clip: PositiveFloat | None = 1.0
     """Largest norm of the gradient; None does not clip."""
     ema_decay: Annotated[float, Field(gt=0, lt=1)] | None = 0.999

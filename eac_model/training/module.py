@@ -180,7 +180,7 @@ def make_optimizer(config: OptimisationSection, parameters: list[dict[str, Any]]
     Raises
     ------
     ConfigurationError
-        ``lamb`` without the package that holds it.
+        ``lamb`` or ``muon`` without the package that holds them.
     """
     rate, decay = config.learning_rate, config.weight_decay
     if config.optimizer == "adam":
@@ -188,13 +188,27 @@ def make_optimizer(config: OptimisationSection, parameters: list[dict[str, Any]]
     if config.optimizer == "adamw":
         return torch.optim.AdamW(parameters, lr=rate, weight_decay=decay)
     try:
-        from pytorch_optimizer import Lamb
+        from pytorch_optimizer import Lamb, Muon
     except ImportError as error:
         raise ConfigurationError(
-            "optimisation.optimizer: lamb needs the package pytorch-optimizer; "
-            "install it with `pip install 'eac-density[lamb]'`, or take adamw."
+            f"optimisation.optimizer: {config.optimizer} needs the package pytorch-optimizer; "
+            "install it with `pip install 'eac-density[optimizers]'`, or take adamw."
         ) from error
-    return Lamb(parameters, lr=rate, weight_decay=decay)
+    if config.optimizer == "lamb":
+        return Lamb(parameters, lr=rate, weight_decay=decay)
+    parts = [
+        {**group, "params": chosen, "use_muon": matrices, "weight_decay": decay}
+        for group in parameters
+        for matrices in (True, False)
+        if (chosen := [p for p in group["params"] if _is_matrix(p) == matrices])
+    ]
+    # With adjusted rates, steps have the sizes that Adam's have.
+    return Muon(parts, use_adjusted_lr=True)
+
+
+def _is_matrix(parameter: Tensor) -> bool:
+    """Whether a parameter is a matrix; rows and columns alone have nothing to orthogonalise."""
+    return parameter.ndim == 2 and min(parameter.shape) > 1
 
 
 def onsite_percents(sums: Tensor, names: Sequence[str]) -> dict[str, float]:

@@ -419,9 +419,9 @@ def test_full_grids_and_spin_are_trained_on(tmp_path):
         assert errors[-1] < errors[0]
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "lamb"])
+@pytest.mark.parametrize("optimizer", ["adamw", "lamb", "muon"])
 def test_other_optimizers_train_and_resume(tmp_path, frames, optimizer):
-    if optimizer == "lamb":
+    if optimizer != "adamw":
         pytest.importorskip("pytorch_optimizer")
     changes = {"data": {"validation": 0}, "checkpoint_every": 4}
     run = {**changes, "optimisation": {"steps": 6, "optimizer": optimizer, "weight_decay": 0.01}}
