@@ -151,7 +151,10 @@ def _read_h5(path: Path) -> DensitySample:
             vasp = CHARGE in file
             results = "results" in file and "version" in file
     except (OSError, RuntimeError, KeyError) as error:
-        raise DensityFileError(f"{path}: a damaged HDF5 file ({error}).") from error
+        raise DensityFileError(
+            f"{path}: a damaged HDF5 file, or one that is open elsewhere, in this program say "
+            f"({error})."
+        ) from error
     if kind == FORMAT:
         return read_sample(path)
     if sampled:

@@ -123,3 +123,9 @@ def test_the_store_does_not_tell_where_the_files_were(tmp_path, files):
 def test_a_folder_that_is_no_store_is_left_alone(tmp_path, files):
     with pytest.raises(DensityFileError, match="not a density store"):
         convert(files, tmp_path)
+
+
+def test_an_hdf5_file_that_is_open_elsewhere_is_not_only_called_damaged(tmp_path):
+    path = tmp_path / "open.h5"
+    with h5py.File(path, "w"), pytest.raises(DensityFileError, match="open elsewhere"):
+        read_density(path)
