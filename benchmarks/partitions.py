@@ -44,10 +44,11 @@ FINER = 1.3
 
 @dataclass(frozen=True)
 class System:
-    """A structure and its k-point density (Å; None: Γ)."""
+    """A structure, its k-point density (Å; None: Γ) and the smearing (eV), as in the recipes."""
 
     make: Callable[[], Atoms]
-    kpoints: float | None = 1.5
+    kpoints: float | None = 2.2
+    smearing: float = 0.05
 
 
 def iron() -> Atoms:
@@ -60,10 +61,10 @@ SYSTEMS = {
     "NaCl": System(lambda: bulk("NaCl", "rocksalt", 5.64)),
     "MgO": System(lambda: bulk("MgO", "rocksalt", 4.21)),
     "GaAs": System(lambda: bulk("GaAs", "zincblende", 5.65)),
-    "Si": System(lambda: bulk("Si")),
-    "Fe": System(iron, 2.0),
+    "Si": System(lambda: bulk("Si"), smearing=0.1),
+    "Fe": System(iron, smearing=0.1),
     **{
-        name: System(lambda name=name: molecule(name, vacuum=2.6), None)  # type: ignore[misc]
+        name: System(lambda name=name: molecule(name, vacuum=2.6), None, 0.0)  # type: ignore[misc]
         for name in ("H2O", "NH3", "HCl", "CH3OH", "CO", "LiF")
     },
 }
@@ -77,7 +78,7 @@ def reference(name: str, cutoff: float, cache: Path) -> DensityGrid:
         settings = Settings(
             cutoff=cutoff,
             kpoint_density=system.kpoints,
-            smearing=0.0 if system.kpoints is None else 0.1,
+            smearing=system.smearing,
         )
         cache.mkdir(parents=True, exist_ok=True)
         write_sample(file, calculate(system.make(), settings, name))
@@ -264,11 +265,11 @@ def main() -> None:
     parser.add_argument("--systems", nargs="+", choices=sorted(SYSTEMS), default=["NaCl", "H2O"])
     parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES)
     parser.add_argument("--model", action="append", default=[], help="name or path; repeatable")
-    parser.add_argument("--cutoff", type=float, default=350.0, help="eV")
+    parser.add_argument("--cutoff", type=float, default=400.0, help="eV")
     parser.add_argument("--cache", type=Path, default=Path("partition_references"))
     parser.add_argument("--stability", action="store_true", help="finer grid and supercell, too")
     parser.add_argument("--picture", type=Path, help="spin density of the first system")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results/partitions"))
+    parser.add_argument("--output", type=Path, default=Path("partitions"))
     options = parser.parse_args()
     models = {Path(name).stem: EACDensity(name) for name in options.model}
     results = []
