@@ -356,25 +356,24 @@ class EACDensity(BaseCalculator):
         Raises
         ------
         GridError
-            The structure has no cell of three vectors.
+            The shape is none, the disk has not enough room, or there are no electrons to scale.
 
         Notes
         -----
+        The structure in the file is that of :meth:`DensityGrid.to_sample`: where the grid needs a
+        box of its own, that is its cell, with its corner at the origin.
+
         Where the calculator normalises, on-site data are those of :meth:`get_onsite_matrices` or
         :meth:`get_augmentation`, and the density of a fully periodic structure is scaled when all
         of it is known, so that the sum of the file is exact, as :meth:`get_density_grid` does.
         """
         atoms = self._structure(atoms)
+        cell, origin, shape = self._lattice(atoms, shape, spacing, None)
+        if origin.any() or not np.array_equal(cell, atoms.cell.array):
+            atoms = atoms.copy()
+            atoms.positions -= origin
+            atoms.set_cell(cell)
         encoded = self._encode(atoms)
-        if atoms.cell.rank < 3:
-            raise GridError(
-                "A density is written piece by piece on the grid of a cell: give the atoms three "
-                "cell vectors, or take a larger spacing and get_density_grid."
-            )
-        if shape is None:
-            shape = grid_shape(atoms.cell.array, SPACING if spacing is None else spacing)
-        elif spacing is not None:
-            raise GridError("Give one of shape and spacing, not both.")
         factor, electrons = self._factor(atoms), None
         if self.normalize and atoms.pbc.all():
             electrons = self._electrons(atoms)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -11,9 +10,8 @@ from ase import Atoms
 from ase.io import write
 
 from eac_ase.progress import progress_bar
-from eac_model.data.chgcar import write_chgcar
+from eac_model.data.chgcar import in_vasp_layout, write_chgcar
 from eac_model.data.cube import write_cube
-from eac_model.data.sample import DensitySample
 from eac_model.data.sample_file import write_sample
 from eac_model.errors import GridError
 from eac_model.files import replacing
@@ -51,7 +49,7 @@ def write_grid(grid: DensityGrid, path: Path, progress: bool | None = None) -> N
     with progress_bar(f"writing {path.name}", count, progress) as advance:
         match kind:
             case "chgcar":
-                write_chgcar(path, _as_vasp_writes(grid), progress=advance)
+                write_chgcar(path, in_vasp_layout(grid.to_sample()), progress=advance)
             case "cube":
                 write_cube(
                     path,
@@ -66,14 +64,6 @@ def write_grid(grid: DensityGrid, path: Path, progress: bool | None = None) -> N
             case "xsf":
                 with replacing(path) as temporary:
                     _write_xsf(grid, temporary)
-
-
-def _as_vasp_writes(grid: DensityGrid) -> DensitySample:
-    """The grid as a sample; on-site matrices of other codes mean nothing to VASP."""
-    sample = grid.to_sample()
-    if sample.onsite is not None and any(np.ndim(values) != 1 for values in sample.onsite):
-        return replace(sample, onsite=None, onsite_spin=None)
-    return sample
 
 
 def _boxed(grid: DensityGrid) -> Atoms:

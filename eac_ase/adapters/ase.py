@@ -14,6 +14,7 @@ from eac_model.data.chgcar import (
     OnsiteSection,
     assemble,
     format_onsite,
+    in_vasp_layout,
     onsite_sections,
     read_onsite,
 )
@@ -29,14 +30,14 @@ def to_vasp_charge_density(density: DensityGrid | DensitySample) -> VaspChargeDe
     ----------
     density
         A grid, or a sample on a full grid, spin-paired or collinear. On-site data in VASP's layout
-        become the texts ``aug`` and ``augdiff``.
+        become the texts ``aug`` and ``augdiff``; matrices of other codes are left out.
 
     Raises
     ------
     GridError
-        If the density is non-collinear, or the on-site data are not in VASP's layout.
+        If the density is non-collinear.
     """
-    sample = density.to_sample() if isinstance(density, DensityGrid) else density
+    sample = in_vasp_layout(density.to_sample() if isinstance(density, DensityGrid) else density)
     if sample.magnetization is not None:
         raise GridError("ASE's VaspChargeDensity cannot hold a non-collinear magnetisation.")
     texts = [format_onsite(section).decode() for section in onsite_sections(sample)]

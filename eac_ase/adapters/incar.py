@@ -101,7 +101,7 @@ class Incar:
         path = Path(path)
         if not path.is_file():
             raise InputError(f"There is no file {path}.")
-        text = read_bytes(path).decode("utf-8-sig", errors="replace")
+        text = read_bytes(path).decode("utf-8-sig", errors="surrogateescape")
         return cls.parse(text, str(path))
 
     def __contains__(self, tag: str) -> bool:

@@ -19,6 +19,7 @@ from eac_model.data.chgcar import (
     OnsiteSection,
     assemble,
     format_onsite,
+    in_vasp_layout,
     onsite_sections,
     read_onsite,
 )
@@ -39,7 +40,7 @@ def to_pymatgen(density: DensityGrid | DensitySample) -> Chgcar:
     ----------
     density
         A grid, or a sample on a full grid; on-site data in VASP's layout become ``data_aug``,
-        initial magnetic moments the site property ``magmom``.
+        initial magnetic moments the site property ``magmom``. Matrices of other codes are left out.
 
     Returns
     -------
@@ -47,15 +48,11 @@ def to_pymatgen(density: DensityGrid | DensitySample) -> Chgcar:
         With ``data["total"]`` and, of collinear densities, ``data["diff"]``, of non-collinear ones
         ``data["diff_x"]`` … ``data["diff_z"]``; e.
 
-    Raises
-    ------
-    GridError
-        If the on-site data are not in VASP's layout.
     """
     from pymatgen.io.ase import AseAtomsAdaptor
     from pymatgen.io.vasp.outputs import Chgcar
 
-    sample = density.to_sample() if isinstance(density, DensityGrid) else density
+    sample = in_vasp_layout(density.to_sample() if isinstance(density, DensityGrid) else density)
     volume = sample.atoms.get_volume()
     grids = {"total": sample.density}
     if sample.spin_density is not None:

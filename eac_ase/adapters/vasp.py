@@ -23,6 +23,7 @@ messages as users report them, pymatgen issue 709, charge3net issues 1 and 16):
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -177,7 +178,8 @@ def prepare_vasp_start(
         changes |= {f"NG{axis}F": str(n) for axis, n in zip("XYZ", shape, strict=True)}
     if write_incar and changes:
         # Bytes: line ends stay what they are.
-        write_bytes(run.incar.name, run.incar.changed(changes).text.encode())
+        text = run.incar.changed(changes).text
+        write_bytes(run.incar.name, text.encode(errors="surrogateescape"))
     return VaspStart(
         chgcar=target,
         shape=shape,
@@ -209,6 +211,11 @@ def start_from_density(vasp: Vasp, calculator: EACDensity, **options: Any) -> Va
     options
         As for :func:`prepare_vasp_start`: ``normalize``, ``occupancies``, ``any_functional`` …
 
+    Warns
+    -----
+    UserWarning
+        What :attr:`VaspStart.notes` says.
+
     Examples
     --------
     >>> from ase.calculators.vasp import Vasp
@@ -224,7 +231,8 @@ def start_from_density(vasp: Vasp, calculator: EACDensity, **options: Any) -> Va
     def write_input_and_density(atoms: Atoms, *arguments: Any, **keywords: Any) -> None:
         write_input(atoms, *arguments, **keywords)
         settings = {"write_incar": True, "progress": False, **options, "force": True}
-        prepare_vasp_start(vasp.directory, calculator, **settings)
+        for note in prepare_vasp_start(vasp.directory, calculator, **settings).notes:
+            warnings.warn(note, stacklevel=2)
 
     vasp.write_input = write_input_and_density  # type: ignore[method-assign]
     return vasp

@@ -45,11 +45,15 @@ def check_fit(
     ------
     ConfigurationError
         Names what differs, on both sides.
+    ase.calculators.calculator.InputError
+        MAGMOM does not fit the atoms.
     UnknownElementError
         The model was not built for an element.
     """
     card, config = calculator.card, calculator.network.config
     check_structure(run.atoms, config.elements)
+    if run.spin:
+        run.moments()
     _check_kind_of_run(run, calculator, bands)
     _check_card(run, card)
     _check_functional(run, card, any_functional, bands)
@@ -253,6 +257,15 @@ def _notes_on_model(run: VaspRun, calculator: EACDensity, grid: DensityGrid) -> 
                 f"{card.name!r} are for {title!r}. Electrons and projectors agree; whether the "
                 "numbers mean the same is not known."
             )
+    if grid.onsite is not None:
+        unsaid = [d for d in run.datasets if d.symbol not in titles]
+        if unsaid:
+            yield (
+                f"The model {card.name!r} does not say which data sets its occupancies of "
+                f"{', '.join(d.symbol for d in unsaid)} are for. POTCAR has "
+                f"{', '.join(repr(d.title) for d in unsaid)}: soft, hard or LDA ones would mean "
+                "something else by the same numbers."
+            )
     if _plain(card.provenance.functional) not in ("unknown", _plain(run.functional)):
         yield (
             f"The density is that of {card.provenance.functional}, the run is {run.functional}, as "
@@ -271,16 +284,17 @@ def _notes_on_model(run: VaspRun, calculator: EACDensity, grid: DensityGrid) -> 
 def _notes_on_spin(run: VaspRun, calculator: EACDensity) -> Iterator[str]:
     knows_spin = calculator.network.config.spin
     if run.spin and not knows_spin:
-        given = "MAGMOM" if "MAGMOM" in run.incar else "its default, MAGMOM = 1 an atom,"
+        default = f"its default, MAGMOM = {run.default_moment:g} an atom,"
+        given = "MAGMOM" if "MAGMOM" in run.incar else default
         yield (
             f"ISPIN = 2, and the model {calculator.card.name!r} predicts no magnetisation: VASP "
             f"starts that from {given} and everything else from CHGCAR."
         )
     elif run.spin and "MAGMOM" not in run.incar:
         yield (
-            "ISPIN = 2 without MAGMOM: the magnetisation was predicted from VASP's default, 1 μ_B "
-            "on every atom. Once CHGCAR has a magnetisation, VASP ignores MAGMOM (except for "
-            "symmetry)."
+            "ISPIN = 2 without MAGMOM: the magnetisation was predicted from VASP's default, "
+            f"{run.default_moment:g} μ_B on every atom. Once CHGCAR has a magnetisation, VASP "
+            "ignores MAGMOM (except for symmetry)."
         )
     elif knows_spin and not run.spin and run.incar.numbers("MAGMOM"):
         yield "ISPIN = 1: MAGMOM has no effect, and only the total density was written."

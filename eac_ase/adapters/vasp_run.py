@@ -114,8 +114,14 @@ class VaspRun:
         pairs = zip(self.species, self.datasets, strict=True)
         return [dataset for (_, count), dataset in pairs for _ in range(count)]
 
+    @property
+    def default_moment(self) -> float:
+        """MAGMOM of every atom where INCAR has none, μ_B: NUPDOWN shared out, else 1."""
+        total = self.incar.number("NUPDOWN")
+        return 1.0 if total is None or total < 0 else total / len(self.atoms)
+
     def moments(self) -> NDArray[np.float64]:
-        """MAGMOM of every atom, μ_B, shape (n_atoms,); VASP's default is 1.
+        """MAGMOM of every atom, μ_B, shape (n_atoms,).
 
         Raises
         ------
@@ -128,7 +134,7 @@ class VaspRun:
                 f"{self.incar.name}: MAGMOM has {len(values)} moments, POSCAR {len(self.atoms)} "
                 "atoms. Repetitions are written 3*0.6."
             )
-        return np.array(values or [1.0] * len(self.atoms))
+        return np.array(values or [self.default_moment] * len(self.atoms))
 
     def grids(self, vasp_version: int = 6) -> FFTGrids:
         """The grids VASP will take (:mod:`eac_ase.adapters.vasp_grid`)."""
@@ -182,6 +188,11 @@ def _read_poscar(
     except Exception as error:
         # ASE's reader fails in every way there is.
         raise InputError(f"{path} cannot be read ({type(error).__name__}: {error}).") from error
+    if np.linalg.det(atoms.cell.array) < 0:
+        raise InputError(
+            f"{path}: the cell vectors are left-handed, where VASP stops. Exchange two of them, "
+            "and the same two numbers of every scaled position."
+        )
     species = tuple(zip(symbols, map(int, counts), strict=True))
     atoms.constraints = []
     return atoms, species

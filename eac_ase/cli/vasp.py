@@ -28,7 +28,7 @@ eac vasp run
 
 eac vasp run --write-incar
 
-eac vasp bands --bands --like run/OUTCAR
+eac vasp bands --bands --model my-silicon.safetensors --like run/OUTCAR
 
 eac vasp run --model my-iron.safetensors --no-occupancies --json"""
 )
@@ -39,7 +39,11 @@ def vasp(
     model: ModelOption = WATER,
     bands: Annotated[
         bool,
-        typer.Option("--bands", help="Keep the density (ICHARG = 11): bands, density of states."),
+        typer.Option(
+            "--bands",
+            help="Keep the density (ICHARG = 11): bands, density of states. Not for meta-GGAs "
+            "(hence not with water-scan) and hybrids.",
+        ),
     ] = False,
     write_incar: Annotated[
         bool, typer.Option("--write-incar", help="Set the tags in INCAR instead of naming them.")

@@ -204,6 +204,13 @@ def read_all_electron(
     return replace(second, density=first.density + second.density, provenance=provenance)
 
 
+def in_vasp_layout(sample: DensitySample) -> DensitySample:
+    """The sample without on-site matrices of other codes, which mean nothing to VASP."""
+    if sample.onsite is not None and any(np.ndim(values) != 1 for values in sample.onsite):
+        return replace(sample, onsite=None, onsite_spin=None)
+    return sample
+
+
 def write_chgcar(
     path: str | Path,
     sample: DensitySample,

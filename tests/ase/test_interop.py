@@ -225,6 +225,5 @@ def test_partly_occupied_structures_are_refused():
 
 def test_matrices_of_other_codes_are_not_given():
     sample = replace(make_sample(), onsite=tuple(np.eye(3) for _ in range(4)))
-    for give in (to_pymatgen, to_vasp_charge_density):
-        with pytest.raises(GridError, match="those of other codes do not fit"):
-            give(sample)
+    assert not to_pymatgen(sample).data_aug
+    assert to_vasp_charge_density(sample).aug == ""

@@ -54,6 +54,27 @@ def test_predict_writes_large_grids_piece_by_piece(structure, model_file, tmp_pa
     assert report["electrons"] == pytest.approx(expected.integrate(), rel=1e-5)
 
 
+@pytest.mark.parametrize("pbc", [(True, True, False), False])
+@pytest.mark.parametrize("name", ["x.cube", "x.h5", "CHGCAR"])
+def test_densities_beyond_the_cell_are_written_like_others(model_file, tmp_path, pbc, name):
+    atoms = molecule("H2O", cell=[6, 6, 6], pbc=pbc)  # at the corner
+    calculator = EACDensity(model_file, device="cpu")
+    expected = calculator.get_density_grid(atoms, spacing=0.4).to_sample()
+    calculator.write_density(tmp_path / name, atoms, spacing=0.4, memory=1000)
+    found = DensityGrid.read(tmp_path / name)
+    assert found.shape == expected.density.shape
+    assert np.abs(found.values - expected.density).max() < 1e-5 * expected.density.max()
+    assert np.allclose(found.atoms.positions, expected.atoms.positions)
+    assert np.allclose(found.cell, expected.atoms.cell)
+
+
+def test_molecules_without_a_cell_are_written_piece_by_piece(model_file, tmp_path):
+    calculator = EACDensity(model_file, device="cpu")
+    found = calculator.write_density(tmp_path / "x.h5", molecule("H2O"), spacing=0.4, memory=1000)
+    expected = calculator.get_density_grid(molecule("H2O"), spacing=0.4).integrate()
+    assert found.electrons == pytest.approx(expected, rel=1e-5)
+
+
 def test_predict_goes_on_after_a_break(structure, model_file, tmp_path, monkeypatch):
     evaluate, calls = streaming.evaluate_grid, []
 

@@ -7,7 +7,7 @@ from ase.calculators.calculator import PropertyNotImplementedError
 
 from eac_ase import DensityGrid, EACDensity
 from eac_model.data.sample import DensitySample
-from eac_model.errors import ConfigurationError, GridError
+from eac_model.errors import ConfigurationError
 from eac_model.onsite import OnsiteLayout
 
 from .conftest import tiny_network, write_model
@@ -150,12 +150,6 @@ def test_grids_written_slab_by_slab_are_those_written_at_once(
     np.testing.assert_allclose(found.onsite[0], expected.onsite[0], atol=1e-6)
     assert (found.spin is None) == (found.onsite_spin is None) == (not spin)
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
-
-
-def test_writing_slab_by_slab_refuses_what_it_cannot_do(vasp_model, crystal, tmp_path):
-    with pytest.raises(GridError, match="three cell vectors"):
-        EACDensity(vasp_model).write_density(tmp_path / "CHGCAR", molecule("H2O"))
-    assert not list(tmp_path.iterdir())
 
 
 def test_a_structure_with_elements_outside_the_layout_keeps_its_density(crystal, tmp_path):

@@ -51,8 +51,9 @@ def test_voronoi_cells_of_well_separated_atoms_hold_their_electrons(salt):
 @pytest.mark.parametrize("direction", [(0, 0, 1), (1, 2, 3)])
 @pytest.mark.parametrize("shape", [(7, 7, 7), (8, 9, 11), (6, 6, 13)])
 def test_voronoi_cells_of_two_equal_atoms_are_halves_on_any_grid(direction, shape):
+    place = np.array([0.1, 0.2, 0.3])
     bond = 0.77 * np.array(direction) / np.linalg.norm(direction)
-    atoms = Atoms("H2", [(0.1, 0.2, 0.3), (0.1, 0.2, 0.3) + bond], cell=[3, 3.1, 3.2], pbc=True)
+    atoms = Atoms("H2", [place, place + bond], cell=[3, 3.1, 3.2], pbc=True)
     grid = DensityGrid(np.ones(shape), atoms, np.array(atoms.cell), pbc=atoms.pbc)
     found = partition(grid, "voronoi", normalize=False)
     assert found.volumes == pytest.approx(np.full(2, grid.volume / 2), rel=1e-2)

@@ -80,6 +80,11 @@ def test_vasp_of_ase_finds_the_density_in_its_own_order(tmp_path, ice, complete,
         assert np.allclose(block, blocks[index], rtol=1e-5, atol=1e-10)
 
 
+def test_ase_warns_of_what_the_command_would_say(ice, complete, make_vasp):
+    with pytest.warns(UserWarning, match="PAW occupancies are missing on CHGCAR"):
+        run(ice, start_from_density(make_vasp(), complete, occupancies=False))
+
+
 def test_moments_of_ase_reach_the_spin_density(ice, magnetic, make_vasp):
     ice = ice[[2, 0, 3, 1, 4, 5]]
     ice.set_initial_magnetic_moments([1.0, 0.1, -0.4, 0.2, 0.3, 0.0])

@@ -241,6 +241,47 @@ def test_without_magmom_a_spin_run_has_vasps_default_moments(make_run, ice, magn
     assert any("1 μ_B on every atom" in note for note in start.notes)
 
 
+def test_nupdown_is_shared_out_where_magmom_is_missing(make_run, ice, magnetic):
+    folder = make_run(ice, SCAN + "ISPIN = 2\nNUPDOWN = 3\n")
+    start = prepare_vasp_start(folder, magnetic)
+    moments = DensityGrid.read(folder / "CHGCAR").atoms.get_initial_magnetic_moments()
+    assert np.allclose(moments, 0.5)
+    assert any("0.5 μ_B on every atom" in note for note in start.notes)
+
+
+def test_moments_are_counted_for_models_without_spin_too(make_run, ice, complete):
+    folder = make_run(ice, SCAN + "ISPIN = 2\nMAGMOM = 2*0.5\n")
+    with pytest.raises(InputError, match="MAGMOM has 2 moments"):
+        prepare_vasp_start(folder, complete)
+    assert not (folder / "CHGCAR").exists()
+
+
+def test_left_handed_cells_are_refused_as_vasp_does(make_run, ice, complete):
+    folder = make_run(ice)
+    lines = (folder / "POSCAR").read_text().splitlines()
+    lines[2:4] = lines[3], lines[2]
+    (folder / "POSCAR").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="left-handed"):
+        prepare_vasp_start(folder, complete)
+
+
+def test_comments_in_any_encoding_survive_a_change_of_incar(make_run, ice, complete):
+    folder = make_run(ice)
+    comment = b"# \xc5ngstr\xf6m, in Latin-1\n"
+    (folder / "INCAR").write_bytes(comment + SCAN.encode())
+    prepare_vasp_start(folder, complete, write_incar=True)
+    assert (folder / "INCAR").read_bytes() == comment + SCAN.encode() + b"ICHARG = 1\n"
+
+
+def test_occupancies_of_unnamed_data_sets_are_said_to_be_so(make_run, ice, complete):
+    notes = prepare_vasp_start(make_run(ice), complete).notes
+    said = [note for note in notes if "does not say which data sets" in note]
+    named = bool(complete.network.config.onsite.datasets)
+    assert len(said) == (0 if named else 1)
+    none = prepare_vasp_start(make_run(ice, name="none"), complete, occupancies=False).notes
+    assert not any("which data sets" in note for note in none)
+
+
 def test_a_spin_paired_run_gets_the_total_density_of_a_spin_model(make_run, ice, magnetic):
     folder = make_run(ice, SCAN + "MAGMOM = 6*3\n")
     start = prepare_vasp_start(folder, magnetic)
