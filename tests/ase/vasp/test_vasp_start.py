@@ -233,20 +233,15 @@ def test_a_spin_run_gets_a_second_grid_from_the_moments_of_incar(make_run, ice, 
     assert np.allclose(grid.atoms.get_initial_magnetic_moments(), [0.1, 0.1, 1.5, -0.5, 0, 0])
 
 
-def test_without_magmom_a_spin_run_has_vasps_default_moments(make_run, ice, magnetic):
-    folder = make_run(ice, SCAN + "ISPIN = 2\n")
+@pytest.mark.parametrize(("nupdown", "moment"), [("", 1), ("NUPDOWN = 3\n", 0.5)])
+def test_without_magmom_a_spin_run_has_vasps_default_moments(
+    make_run, ice, magnetic, nupdown, moment
+):
+    folder = make_run(ice, SCAN + "ISPIN = 2\n" + nupdown)
     start = prepare_vasp_start(folder, magnetic)
     moments = DensityGrid.read(folder / "CHGCAR").atoms.get_initial_magnetic_moments()
-    assert np.allclose(moments, 1)
-    assert any("1 μ_B on every atom" in note for note in start.notes)
-
-
-def test_nupdown_is_shared_out_where_magmom_is_missing(make_run, ice, magnetic):
-    folder = make_run(ice, SCAN + "ISPIN = 2\nNUPDOWN = 3\n")
-    start = prepare_vasp_start(folder, magnetic)
-    moments = DensityGrid.read(folder / "CHGCAR").atoms.get_initial_magnetic_moments()
-    assert np.allclose(moments, 0.5)
-    assert any("0.5 μ_B on every atom" in note for note in start.notes)
+    assert np.allclose(moments, moment)
+    assert any(f"{moment} μ_B on every atom" in note for note in start.notes)
 
 
 def test_moments_are_counted_for_models_without_spin_too(make_run, ice, complete):
