@@ -487,8 +487,8 @@ def measure_convergence(options: argparse.Namespace) -> list[dict[str, Any]]:
 def measure_startup(options: argparse.Namespace) -> list[dict[str, Any]]:
     """What a fresh process costs until the first densities."""
     rows = []
-    for numba in (True, False):
-        environment = os.environ | {"EAC_COMPILED": "1" if numba else "0"}
+    for compiled in (True, False):
+        environment = os.environ | {"EAC_COMPILED": "1" if compiled else "0"}
         found = [
             json.loads(
                 subprocess.run(
@@ -502,7 +502,7 @@ def measure_startup(options: argparse.Namespace) -> list[dict[str, Any]]:
             for _ in range(options.repeats)
         ]
         row = {name: min(run[name] for run in found) for name in found[0]}
-        rows.append({"numba": numba} | row)
+        rows.append({"compiled": compiled} | row)
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
@@ -788,7 +788,7 @@ LABELS = {
 
 def _same(a: dict[str, Any], b: dict[str, Any]) -> bool:
     names = ("structure", "l_max", "channels", "threads", "atoms", "decoder", "shape", "symmetric")
-    names += ("point_cutoff", "resample_from", "band_limited", "model", "form", "numba")
+    names += ("point_cutoff", "resample_from", "band_limited", "model", "form", "compiled")
     return all(a.get(name) == b.get(name) for name in names)
 
 
