@@ -111,7 +111,7 @@ def test_a_molecule_without_a_cell_gets_a_box_that_holds_all_of_it(calculator, w
 
 
 def test_a_cell_around_a_molecule_is_used(calculator, water):
-    water.center(vacuum=2.0)
+    water.center(vacuum=3.0)
     grid = calculator.get_density_grid(water, shape=(8, 8, 8))
     assert np.allclose(grid.cell, np.asarray(water.cell))
     assert np.allclose(grid.origin, 0)
@@ -121,6 +121,15 @@ def test_a_cell_that_does_not_hold_the_molecule_is_replaced_by_a_box(calculator,
     water.set_cell([8, 8, 8])  # the molecule sits at its corner
     grid = calculator.get_density_grid(water, spacing=0.2)
     assert grid.integrate() == pytest.approx(calculator.get_number_of_electrons(water), rel=2e-2)
+
+
+@pytest.mark.parametrize("vacuum", [0.5, 1.5, 2.5])
+def test_a_tight_cell_around_a_molecule_loses_no_electrons(calculator, water, vacuum):
+    free = calculator.get_density_grid(water, spacing=0.15).integrate()
+    water.center(vacuum=vacuum)
+    assert calculator.get_density_grid(water, spacing=0.15).integrate() == pytest.approx(
+        free, rel=1e-3
+    )
 
 
 def test_a_slab_keeps_its_periodic_vectors_and_gets_a_box_along_the_open_one(calculator, crystal):
