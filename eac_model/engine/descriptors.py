@@ -44,11 +44,9 @@ def descriptors_in_blocks(
     if len(graph.receivers) <= edges_at_once:
         return network.descriptors(graph)
     config = network.config
-    attributes = network.types(graph.numbers)
-    features = network.embed(attributes)
-    if network.embed_moments is not None:
-        features = features + network.embed_moments(attributes, graph.magmoms)
-    irreps = o3.Irreps(f"{config.channels}x0e")
+    kinds = network.kinds(graph.numbers)
+    features = network.embedded(kinds, graph.magmoms)
+    irreps: o3.Irreps = o3.Irreps(f"{config.channels}x0e")
     place = torch.empty(graph.n_atoms, dtype=torch.int64, device=graph.numbers.device)
     blocks = _blocks(graph, edges_at_once)
     for interaction in network.interactions:
@@ -64,7 +62,7 @@ def descriptors_in_blocks(
             basis, rows = network.distance_basis(vectors)
             updated[atoms] = interaction(
                 features[needed],
-                attributes[needed],
+                kinds.part(needed),
                 place[senders],
                 graph.receivers[edges] - atoms.start,
                 network.atom_harmonics(vectors),

@@ -9,7 +9,6 @@ from e3nn import nn as e3nn_nn
 from e3nn import o3
 from e3nn.math import soft_one_hot_linspace
 from torch import Tensor, nn
-from torch_geometric.utils import scatter
 
 from eac_model.graph import AtomGraph, PointPairs
 from eac_model.network.config import ChargE3NetConfig
@@ -187,7 +186,8 @@ class Convolution(nn.Module):
     ) -> Tensor:
         """Features (receivers, irreps out) from what was sent, (senders, irreps)."""
         messages = self.product(sent[source], harmonics, self.radial(basis))
-        gathered = scatter(messages, target, dim=0, dim_size=own.shape[0]) * self.normalization
+        gathered = messages.new_zeros(len(own), messages.shape[1]).index_add(0, target, messages)
+        gathered = gathered * self.normalization
         angle = 0.1 * self.angle(gathered)
         sine = 1 - self.turned + self.turned * angle.sin()
         found: Tensor = self.gate(angle.cos() * self.own(own) + sine * self.gathered(gathered))

@@ -15,7 +15,13 @@ from eac_model.graph import AtomGraph, PointPairs
 from eac_model.network.config import NetworkConfig
 from eac_model.network.density_network import DensityNetwork
 from eac_model.network.embedding import MomentEmbedding, TypeEmbedding
-from eac_model.network.interaction import Interaction, by_component, natural_irreps
+from eac_model.network.interaction import (
+    Interaction,
+    Kinds,
+    by_component,
+    natural_irreps,
+    quick_codegen,
+)
 from eac_model.network.linear import LinearDecoder, with_spherical
 from eac_model.network.onsite import OnsiteHead
 from eac_model.network.radial import CutoffBasis, lengths
@@ -50,6 +56,7 @@ class EACNet(DensityNetwork):
     config: NetworkConfig
     scale_contributions: Tensor
 
+    @quick_codegen()
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__(config)
         self.types = TypeEmbedding(config)
@@ -96,21 +103,31 @@ class EACNet(DensityNetwork):
             (n, (l_max+1)², channels); components of angular momentum l are rows l² … (l+1)² − 1 in
             e3nn's order.
         """
-        attributes = self.types(graph.numbers)
-        features = self.embed(attributes)
-        if self.embed_moments is not None:
-            features = features + self.embed_moments(attributes, graph.magmoms)
+        kinds = self.kinds(graph.numbers)
+        features = self.embedded(kinds, graph.magmoms)
         harmonics = self.atom_harmonics(graph.vectors)
         basis, rows = self.distance_basis(graph.vectors)
         irreps = o3.Irreps(f"{self.config.channels}x0e")
         for interaction in self.interactions:
             features = interaction(
-                features, attributes, graph.senders, graph.receivers, harmonics, basis, rows
+                features, kinds, graph.senders, graph.receivers, harmonics, basis, rows
             )
             irreps = interaction.irreps_out
         by_l = by_component(features, irreps)
         missing = (self.config.l_max + 1) ** 2 - by_l.shape[1]
         return nn.functional.pad(by_l, (0, 0, 0, missing)) if missing else by_l
+
+    def kinds(self, numbers: Tensor) -> Kinds:
+        """The elements of atoms, from their numbers (n,)."""
+        elements, of_atom = torch.unique(numbers, return_inverse=True)
+        return Kinds(self.types(elements), of_atom)
+
+    def embedded(self, kinds: Kinds, magmoms: Tensor) -> Tensor:
+        """Scalars the interactions begin with, (n, channels)."""
+        features: Tensor = self.embed(kinds.attributes)[kinds.of_atom]
+        if self.embed_moments is not None:
+            features = features + self.embed_moments(kinds.by_atom, magmoms)
+        return features
 
     def distance_basis(self, vectors: Tensor) -> tuple[Tensor, Tensor | None]:
         """Radial basis of vectors (e, 3) between atoms, every distance once.

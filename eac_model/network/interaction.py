@@ -3,17 +3,71 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import e3nn
 import torch
 from e3nn import nn as e3nn_nn
 from e3nn import o3
 from torch import Tensor, nn
-from torch_geometric.utils import scatter
 
 from eac_model.network.config import Hidden
 from eac_model.network.convolution import ProductPaths, convolve
 from eac_model.network.radial import radial_network
+
+
+@dataclass(frozen=True)
+class Kinds:
+    """The elements of some atoms."""
+
+    attributes: Tensor
+    """Those of each element, (t, size)."""
+    of_atom: Tensor
+    """Which one each atom is, (n,)."""
+
+    @cached_property
+    def order(self) -> Tensor:
+        """The atoms, sorted by element, (n,)."""
+        return torch.argsort(self.of_atom, stable=True)
+
+    @cached_property
+    def place(self) -> Tensor:
+        """Where each atom is in that order, (n,)."""
+        return torch.argsort(self.order)
+
+    @cached_property
+    def counts(self) -> list[int]:
+        """Number of atoms of each element."""
+        counts: list[int] = torch.bincount(self.of_atom, minlength=len(self.attributes)).tolist()
+        return counts
+
+    @property
+    def by_atom(self) -> Tensor:
+        """Attributes of every atom, (n, size)."""
+        return self.attributes[self.of_atom]
+
+    def part(self, atoms: Tensor) -> Kinds:
+        """Those of some of the atoms, given by index."""
+        return Kinds(self.attributes, self.of_atom[atoms])
+
+
+@contextmanager
+def quick_codegen() -> Iterator[None]:
+    """Leave out e3nn's search for the best order of the sums in the code that it writes.
+
+    The search takes more than half of the time in which a network is built or loaded, a second or
+    two, and gains nothing where products of ours do the work.
+    """
+    before = e3nn.get_optimization_defaults()["optimize_einsums"]
+    e3nn.set_optimization_defaults(optimize_einsums=False)
+    try:
+        yield
+    finally:
+        e3nn.set_optimization_defaults(optimize_einsums=before)
 
 
 def natural_irreps(channels: int, l_max: int) -> o3.Irreps:
@@ -105,7 +159,7 @@ class Interaction(nn.Module):
     def forward(
         self,
         features: Tensor,
-        attributes: Tensor,
+        kinds: Kinds,
         senders: Tensor,
         receivers: Tensor,
         harmonics: Tensor,
@@ -130,13 +184,15 @@ class Interaction(nn.Module):
         )
         sums = (gathered * self.normalization).split(self.paths.rows, dim=1)
         to_l = [of_l.unflatten(1, (2 * l + 1, -1)).flatten(2) for l, of_l in enumerate(sums)]
-        update = torch.cat([m.transpose(1, 2).flatten(1) for m in _mixed(self.linear_out, to_l)], 1)
-        return self._updated(features, attributes, update)
+        updates = _mixed(self.linear_out, to_l)
+        for l, of_species in enumerate(_mixed_by_element(self.species, by_l, kinds)):
+            updates[l] = updates[l] + of_species
+        return self._updated(features, torch.cat([m.mT.flatten(1) for m in updates], 1))
 
     def forward_e3nn(
         self,
         features: Tensor,
-        attributes: Tensor,
+        kinds: Kinds,
         senders: Tensor,
         receivers: Tensor,
         harmonics: Tensor,
@@ -144,12 +200,13 @@ class Interaction(nn.Module):
     ) -> Tensor:
         """What defines :meth:`forward`: the products of e3nn."""
         messages = self.product(self.linear_in(features)[senders], harmonics, self.radial(basis))
-        gathered = scatter(messages, receivers, dim=0, dim_size=features.shape[0])
+        gathered = messages.new_zeros(len(features), messages.shape[1])
+        gathered = gathered.index_add(0, receivers, messages)
         update = self.linear_out(gathered * self.normalization)
-        return self._updated(features, attributes, update)
+        return self._updated(features, update + self.species(features, kinds.by_atom))
 
-    def _updated(self, features: Tensor, attributes: Tensor, update: Tensor) -> Tensor:
-        updated = self.gate(update + self.species(features, attributes))
+    def _updated(self, features: Tensor, update: Tensor) -> Tensor:
+        updated = self.gate(update)
         return features + updated if self.residual else updated
 
 
@@ -172,6 +229,27 @@ def _mixed(linear: o3.Linear, by_l: list[Tensor]) -> list[Tensor]:
     ]
     if linear.bias_numel:
         mixed[0] = mixed[0] + linear.bias
+    return mixed
+
+
+def _mixed_by_element(
+    product: o3.FullyConnectedTensorProduct, by_l: list[Tensor], kinds: Kinds
+) -> list[Tensor]:
+    """The product with the attributes of the atoms, of features as in :func:`_mixed`.
+
+    It is a linear layer for every element, whose matrices are made first.
+    """
+    paths = product.instructions
+    weights = product.weight.split([math.prod(path.path_shape) for path in paths])
+    mixed = []
+    for part, path, weight in zip(by_l, paths, weights, strict=True):
+        inputs, attributes, outputs = path.path_shape
+        scale = path.path_weight / math.sqrt(part.shape[1])  # 3j symbols of l with 0
+        by_attribute = weight.view(path.path_shape).transpose(0, 1).reshape(attributes, -1)
+        matrices = (kinds.attributes @ by_attribute * scale).view(-1, inputs, outputs)
+        of_elements = part[kinds.order].split(kinds.counts)
+        updates = [own @ m for own, m in zip(of_elements, matrices.unbind(), strict=True)]
+        mixed.append(torch.cat(updates)[kinds.place])
     return mixed
 
 

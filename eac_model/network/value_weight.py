@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch_geometric.utils import softmax
 
 from eac_model.graph import PointPairs
 from eac_model.network.config import NetworkConfig
@@ -104,6 +103,9 @@ def normalized_weights(
     kind: str, scores: Tensor, envelope: Tensor, point: Tensor, n_points: int
 ) -> Tensor:
     """Weights of all pairs, (p,), from the scores of the weight network and S(r)."""
+    # A second to import, and few models need it.
+    from torch_geometric.utils import softmax
+
     match kind:
         case "MLP+S":
             return softmax(scores + envelope, point, num_nodes=n_points)

@@ -12,12 +12,14 @@ from eac_model.engine.descriptors import descriptors_in_blocks
 from eac_model.neighbors import atom_graph
 from eac_model.network import NetworkConfig, build, convolution
 from eac_model.network.convolution import convolve
-from eac_model.network.interaction import Interaction, natural_irreps
+from eac_model.network.interaction import Interaction, Kinds, natural_irreps
 
 needs_numba = pytest.mark.skipif(
     convolution.compiled_convolution() is None, reason="numba is not installed"
 )
 ATOMS, EDGES, BASIS, ATTRIBUTES = 7, 40, 5, 3
+OF_ATOM = torch.tensor([2, 0, 2, 3, 3, 2, 0])
+"""Elements of the atoms; there is none of element 1."""
 
 
 @pytest.fixture
@@ -45,7 +47,10 @@ def interaction(l_max, *, channels=4, scalars=False, dtype=torch.float64, biases
 
 
 def inputs(layer, edges=EDGES, seed=0):
-    """Features, attributes, senders, receivers (unsorted, atom 0 without neighbours), Y, basis."""
+    """Features, attributes of four elements, elements of the atoms, senders, receivers, Y, basis.
+
+    Receivers are unsorted, and atom 0 has no neighbours.
+    """
     generator = torch.Generator().manual_seed(seed)
     dtype = layer.linear_in.weight.dtype
 
@@ -60,7 +65,8 @@ def inputs(layer, edges=EDGES, seed=0):
     features = normal(ATOMS, layer.linear_in.irreps_in.dim)
     return [
         features,
-        normal(ATOMS, ATTRIBUTES),
+        normal(4, ATTRIBUTES),
+        OF_ATOM,
         senders,
         receivers,
         harmonics,
@@ -68,10 +74,14 @@ def inputs(layer, edges=EDGES, seed=0):
     ]
 
 
+def called(form, features, attributes, of_atom, *others):
+    return form(features, Kinds(attributes, of_atom), *others)
+
+
 def gradients(layer, form, values):
     """The result, and gradients with respect to all parameters and all real inputs."""
     leaves = [v.clone().requires_grad_() if v.is_floating_point() else v for v in values]
-    result = form(*leaves)
+    result = called(form, *leaves)
     above = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result)
     wanted = [*layer.parameters(), *(v for v in leaves if v.is_floating_point())]
     return [result, *torch.autograd.grad(result, wanted, above)]
@@ -80,7 +90,7 @@ def gradients(layer, form, values):
 def parameter_gradients(layer, form, values):
     """The same with respect to parameters and features only, as in training."""
     features = values[0].clone().requires_grad_()
-    result = form(features, *values[1:])
+    result = called(form, features, *values[1:])
     above = torch.randn(result.shape, generator=torch.Generator().manual_seed(1)).to(result)
     return [result, *torch.autograd.grad(result, [*layer.parameters(), features], above)]
 
@@ -125,7 +135,7 @@ def test_compiled_values_and_gradients_are_those_of_e3nn(
 @pytest.mark.parametrize("sharing", [False, True])
 def test_compiled_sums_are_those_of_torch(sharing, monkeypatch):
     layer = interaction(3, channels=16, dtype=torch.float32)
-    _, _, senders, receivers, harmonics, _ = inputs(layer)
+    *_, senders, receivers, harmonics, _ = inputs(layer)
     features = torch.randn(ATOMS, 16, 16, requires_grad=True)
     rows = torch.randint(0, 9, (EDGES,)) if sharing else None
     weights = torch.randn(9 if sharing else EDGES, len(layer.paths.triples), 16, requires_grad=True)
@@ -163,7 +173,7 @@ def test_second_derivatives_pass_the_compiled_loops(monkeypatch):
     def second():
         features, *others = inputs(layer)
         features.requires_grad_()
-        result = layer(features, *others)
+        result = called(layer, features, *others)
         (first,) = torch.autograd.grad(result.square().sum(), features, create_graph=True)
         return torch.autograd.grad(first.square().sum(), [features, *layer.parameters()])
 
@@ -280,7 +290,7 @@ def test_without_compiled_loops_torch_computes(forbidden_by, monkeypatch):
         assert convolution.compiled_convolution() is None
         layer = interaction(1, dtype=torch.float32)
         values = inputs(layer)
-        assert_close([layer(*values)], [layer.forward_e3nn(*values)], 2e-6)
+        assert_close([called(layer, *values)], [called(layer.forward_e3nn, *values)], 2e-6)
     finally:
         monkeypatch.undo()
         convolution.compiled_convolution.cache_clear()
