@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import factorial, pi
+from math import factorial, isqrt, pi
 from pathlib import Path
 
 import numpy as np
@@ -250,23 +250,48 @@ def _transform(
     g_L ∝ r^l exp(−(r/w)²) Y_L with the moment 1 has the transform
     (−iG)^l 4π/(2l + 1)!! exp(−(G w)²/4) Y_L(Ĝ).
     """
-    shape = values.shape
-    waves = _waves(shape, cell)
+    n1, n2, n3 = values.shape
+    waves = _waves((n1, n2, n3), cell)
     squares = np.einsum("...v,...v->...", waves, waves)
     total = fftn(values) * (abs(np.linalg.det(cell)) / values.size)
     harmonics = None
-    for place, row, width in zip(places, coefficients, widths, strict=True):
-        phase = np.exp(-1j * (waves @ place)) * np.exp(-squares * (width**2 / 4))
-        multipoles = np.full(shape, 4 * pi * row[0] / np.sqrt(4 * pi), dtype=complex)
-        if np.any(row[1:]):
+    if np.any(coefficients[:, 1:]):
+        harmonics = _solid_harmonics(waves, squares)
+    del waves
+    fractions = places @ np.linalg.inv(cell)
+    phases = [
+        np.exp(-2j * pi * np.outer(fractions[:, axis], np.fft.fftfreq(n) * n))
+        for axis, n in enumerate(values.shape)
+    ]
+    for width in np.unique(widths):
+        own = widths == width
+        multipoles = np.zeros(values.shape, dtype=complex)
+        for row, amounts in enumerate(coefficients[own].T):
+            if not np.any(amounts):
+                continue
+            l = isqrt(row)
+            odd = factorial(2 * l + 1) // (2**l * factorial(l))
+            part = _structure_factor(amounts, [phase[own] for phase in phases])
+            part *= (-1j) ** l * 4 * pi / odd
             if harmonics is None:
-                harmonics = _solid_harmonics(waves, squares)
-            for l in (1, 2):
-                part = np.tensordot(row[l * l : (l + 1) ** 2], harmonics[l * l : (l + 1) ** 2], 1)
-                odd = factorial(2 * l + 1) // (2**l * factorial(l))
-                multipoles += (-1j) ** l * 4 * pi / odd * part
-        total += multipoles * phase
+                part /= np.sqrt(4 * pi)
+            else:
+                part *= harmonics[row]
+            multipoles += part
+        total += multipoles * np.exp(-squares * (width**2 / 4))
     return total, squares
+
+
+def _structure_factor(
+    amounts: Array, phases: list[NDArray[np.complexfloating]]
+) -> NDArray[np.complexfloating]:
+    """Σ_a Q_a exp(−iG·r_a) on all waves, from exp(−iG·r_a) along the three axes, (atoms, n) each.
+
+    Sums over atoms are matrix products, plane by plane.
+    """
+    first, second, third = phases
+    weighted = (amounts[:, None] * first).T
+    return np.stack([(plane[:, None] * second).T @ third for plane in weighted])
 
 
 def _solid_harmonics(waves: Array, squares: Array) -> Array:
