@@ -4,6 +4,7 @@ import copy
 import functools
 import itertools
 
+import e3nn
 import numpy as np
 import pytest
 import scipy.spatial
@@ -446,3 +447,9 @@ def test_elements_without_samples_keep_their_free_atoms():
     of_hydrogen, of_oxygen = network.superposition.table
     assert (of_oxygen == 3).all()
     assert not (of_hydrogen == 3).any()
+
+
+def test_building_a_network_leaves_the_options_of_e3nn_as_they_were():
+    before = dict(e3nn.get_optimization_defaults())
+    small_network()
+    assert e3nn.get_optimization_defaults() == before
