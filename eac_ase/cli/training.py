@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sys
@@ -20,6 +19,7 @@ from eac_ase.cli.app import app
 from eac_ase.cli.console import (
     WRONG_INPUT,
     DeviceOption,
+    JsonOption,
     complain,
     format_number,
     open_calculator,
@@ -28,6 +28,9 @@ from eac_ase.cli.console import (
     status,
 )
 from eac_model.errors import EACError
+
+WIDE = 110
+"""Columns of a terminal that has room for everything."""
 
 
 @app.command(
@@ -94,16 +97,14 @@ def _logged() -> Iterator[None]:
 
 eac evaluate water-scan CHGCAR_1 CHGCAR_2
 
-eac evaluate runs/mine/model.safetensors left-out/*.h5 --json errors.json"""
+eac evaluate runs/mine/model.safetensors left-out/*.h5 --json > errors.json"""
 )
 def evaluate(
     model: Annotated[str, typer.Argument(help="Bundled model or model file.")],
     references: Annotated[
         list[Path], typer.Argument(metavar="FILES...", help="Density files and stores.")
     ],
-    json_file: Annotated[
-        Path | None, typer.Option("--json", help="Write the figures as JSON; - for stdout.")
-    ] = None,
+    as_json: JsonOption = False,
     device: DeviceOption = None,
 ) -> None:
     """Compare predictions with reference densities, at every point of the references.
@@ -112,7 +113,6 @@ def evaluate(
     """
     from eac_ase.evaluation import SampleErrors, evaluate_sample, kinds_differ, samples_in
 
-    to_stdout = json_file == Path("-")
     calculator = open_calculator(model, device, normalize=False)
     total, rows, failures = SampleErrors(), [], []
     for path in references:
@@ -137,36 +137,32 @@ def evaluate(
         "overall": {**total.as_dict(), "samples": len(rows)},
         "failures": failures,
     }
-    if to_stdout:
+    if as_json:
         print_json(result)
     else:
         _print_errors(rows, result["overall"])
-        if json_file is not None:
-            from eac_model.files import replacing
-
-            with replacing(json_file) as temporary:
-                temporary.write_text(json.dumps(result, indent=2, ensure_ascii=False) + "\n")
     if failures:
         raise typer.Exit(WRONG_INPUT)
 
 
 def _print_errors(rows: list[dict[str, Any]], overall: Any) -> None:
+    console = Console()
+    columns = {"ε_mae / %": ("nmae_percent", ".3f")}
+    if console.width >= WIDE:
+        columns |= {"MAE / e Å⁻³": ("mae", ".2e"), "max / e Å⁻³": ("max_error", ".3f")}
+    columns |= {
+        "electrons": ("electrons_reference", ".3f"),
+        "predicted": ("electrons_predicted", ".3f"),
+    }
     spin = any("spin" in row for row in rows)
     table = Table(box=None, header_style="bold")
     table.add_column("file", overflow="fold")
-    headings = ["ε_mae / %", "MAE / e Å⁻³", "max / e Å⁻³", "electrons", "predicted"]
-    for heading in headings + ["spin ε_mae / %"] * spin:
-        table.add_column(heading, justify="right")
+    for heading in [*columns, *["spin ε_mae / %"] * spin]:
+        table.add_column(heading, justify="right", no_wrap=True)
     for row in [*rows, {"file": "overall", **overall}]:
-        figures = [
-            format_number(row["nmae_percent"], ".3f"),
-            format_number(row["mae"], ".2e"),
-            format_number(row["max_error"], ".3f"),
-            format_number(row["electrons_reference"], ".3f"),
-            format_number(row["electrons_predicted"], ".3f"),
-        ]
+        figures = [format_number(row[key], form) for key, form in columns.values()]
         if spin:
             figures.append(format_number(row.get("spin", {}).get("nmae_percent"), ".3f"))
         style = "bold" if row["file"] == "overall" else None
         table.add_row(escape(row["file"]), *figures, style=style)
-    Console().print(table)
+    console.print(table)

@@ -287,9 +287,8 @@ def test_training_logs_lines_where_there_is_no_terminal(reference, tmp_path):
 
 
 def test_evaluate_finds_a_known_error(reference, model_file, tmp_path):
-    result = run("evaluate", model_file, reference, "--json", tmp_path / "out.json")
-    assert "overall" in result.output
-    figures = json.loads((tmp_path / "out.json").read_text())
+    assert "overall" in run("evaluate", model_file, reference).stdout
+    figures = json.loads(run("evaluate", model_file, reference, "--json").stdout)
     (row,) = figures["files"]
     assert row["nmae_percent"] == pytest.approx(100 * 0.01 / 1.01, rel=1e-4)
     assert row["electrons_reference"] == pytest.approx(1.01 * row["electrons_predicted"], rel=1e-4)
@@ -300,7 +299,7 @@ def test_evaluate_finds_a_known_error(reference, model_file, tmp_path):
 
 def test_evaluate_goes_on_after_a_bad_file_and_says_so(reference, model_file, tmp_path):
     (tmp_path / "CHGCAR_bad").write_text("not a density\n")
-    result = run("evaluate", model_file, tmp_path / "CHGCAR_bad", reference, "--json", "-", code=2)
+    result = run("evaluate", model_file, tmp_path / "CHGCAR_bad", reference, "--json", code=2)
     assert "CHGCAR_bad" in result.stderr
     figures = json.loads(result.stdout)
     assert len(figures["files"]) == 1
@@ -314,7 +313,7 @@ def test_evaluate_reads_points_stores_and_spin(crystal, spin_model_file, tmp_pat
     store = DensityStore.create(tmp_path / "a.store")
     store.append(sample)
     store.append(sample.select(np.arange(0, 216, 5)))
-    result = run("evaluate", spin_model_file, tmp_path / "a.store", "--json", "-")
+    result = run("evaluate", spin_model_file, tmp_path / "a.store", "--json")
     whole, points = json.loads(result.stdout)["files"]
     assert whole["points"] == 216
     assert points["points"] == 44
