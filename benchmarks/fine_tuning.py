@@ -1,7 +1,7 @@
 """What a trained model is worth to a user with a handful of frames: fine-tuned, or from scratch.
 
-    python benchmarks/fine_tuning.py data/water-pbe.store --model water-pbe --test 6
-    python benchmarks/fine_tuning.py data/water/*.h5 --model water-pbe --test 2 --sizes 1 2 4
+    python benchmarks/fine_tuning.py data/gaas.store --test 6 --folds 2
+    python benchmarks/fine_tuning.py data/water/*.h5 --test 2 --sizes 1 2 4
 
 The frames are density files (CHGCAR, cube, sampled .h5 …), a glob of them, or a store. Some are
 drawn for testing and never trained on; of the others the first 1, 2, 4, 8 of one random order are.
@@ -201,7 +201,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
 def _options() -> argparse.Namespace:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=Help)
     options.add_argument("frames", nargs="+", help="density files, globs or stores")
-    options.add_argument("--model", default="water-pbe", help="bundled model or model file")
+    options.add_argument("--model", default="eac-pbe", help="bundled model or model file")
     options.add_argument("--sizes", type=int, nargs="+", default=[1, 2, 4, 8], help="frames")
     options.add_argument("--test", type=int, default=4, help="frames for testing")
     options.add_argument("--folds", type=int, default=1, help="random draws of the frames")

@@ -1,9 +1,10 @@
-"""The bundled model on the demo's liquid water: what its card and the documentation promise."""
+"""Bundled models: water-scan on the demo's water, as its card promises, and the iron of fe-pbe."""
 
 from importlib.resources import files
 
 import numpy as np
 import pytest
+from ase.build import bulk
 from ase.io import read
 
 import eac_ase.calculator
@@ -82,3 +83,31 @@ def test_frames_the_model_has_learned_come_out_within_a_third_of_a_percent(
 ):
     errors = evaluate_sample(calculator, read_density(water_frames[0])).as_dict()
     assert errors["nmae_percent"] < 0.3
+
+
+@pytest.fixture(scope="module")
+def iron_moments():
+    if "fe-pbe" not in bundled_models():
+        pytest.skip("the model fe-pbe is not bundled with this checkout")
+    model = EACDensity("fe-pbe", device="cpu")
+
+    def moments(initial):
+        iron = bulk("Fe", "bcc", 2.83, cubic=True)
+        iron.set_initial_magnetic_moments(initial)
+        return model.partition("eac", iron).moments
+
+    return moments
+
+
+def test_iron_has_the_moment_that_pbe_gives_it(iron_moments):
+    assert iron_moments([2.3, 2.3]) == pytest.approx([2.18, 2.18], abs=0.1)
+
+
+def test_the_moments_of_iron_turn_with_the_initial_ones(iron_moments):
+    assert iron_moments([-2.3, -2.3]) == pytest.approx(-iron_moments([2.3, 2.3]), abs=1e-5)
+
+
+def test_moments_of_an_antiferromagnet_cancel(iron_moments):
+    up, down = iron_moments([2.0, -2.0])
+    assert up > 1
+    assert up + down == pytest.approx(0, abs=1e-5)
