@@ -90,7 +90,7 @@ class Start:
     kind: Literal["new", "moved", "new cell"]
     """Whether GPAW began afresh, moved the atoms, or changed the cell."""
     predicted: bool
-    """Whether from a prediction; otherwise from GPAW's own wave functions."""
+    """Whether from a prediction; otherwise as GPAW begins, or goes on, by itself."""
     passes: int
     """Passes of the eigensolver before the first iteration; each costs about as much as one."""
     seconds: float
@@ -127,6 +127,7 @@ class PredictedStart:
         """Every geometry so far, in order."""
         self._seconds = 0.0
         self._expected_error: float | None = None
+        self._declined = False
         self._begun: ref[Any] | None = None
 
     def begin(self, calculator: Any, atoms: Atoms) -> None:
@@ -163,10 +164,11 @@ class PredictedStart:
             return
         dft = calculator.dft
         state = self._predict(_with_moments(atoms, dft), dft.density, calculator.comm)
-        fill_density(dft.density, state)
-        dft.density.symmetrize(dft.ibzwfs.ibz.symmetries)
-        dft.density.normalize(dft.pot_calc.charge)
-        _update_potential(dft)
+        if not self._declined:
+            fill_density(dft.density, state)
+            dft.density.symmetrize(dft.ibzwfs.ibz.symmetries)
+            dft.density.normalize(dft.pot_calc.charge)
+            _update_potential(dft)
         self._after_filling(calculator, kind)
 
     def new_density(self, calculator: Any, atoms: Atoms) -> tuple[Any, Any, Any]:
@@ -221,8 +223,10 @@ class PredictedStart:
             builder.initial_magmom_av[:, 2] if density.ncomponents == 2 else None
         )
         check_setups(self.model, atoms, builder.setups)
-        fill_density(density, self._predict(atoms, density, builder.log.comm))
-        density.symmetrize(builder.ibz.symmetries)
+        state = self._predict(atoms, density, builder.log.comm)
+        if not self._declined:
+            fill_density(density, state)
+            density.symmetrize(builder.ibz.symmetries)
 
     def _predict(self, atoms: Atoms, density: Any, comm: Any) -> PawState:
         began = perf_counter()
@@ -230,10 +234,19 @@ class PredictedStart:
         state = predict_once(self.model, atoms, (n1, n2, n3), comm)
         self._seconds = perf_counter() - began
         self._expected_error = state.expected_error
+        # A wrong density costs a few iterations, moments of another magnetic state cost many.
+        moments = density.ncomponents == 2 and state.difference is not None
+        self._declined = state.unfamiliar and moments and not self.keep
         return state
 
     def _after_filling(self, calculator: Any, kind: Literal["new", "moved", "new cell"]) -> None:
         dft = calculator.dft
+        if self._declined:
+            self.starts.append(Start(kind, predicted=False, passes=0, seconds=self._seconds))
+            calculator.log(
+                f"Density: GPAW's own, surroundings unknown to the model {self.model.card.name}\n"
+            )
+            return
         if dft.pot_calc.xc.exx_fraction:
             # GPAW takes the first wave functions of a hybrid from PBE's potential.
             _update_potential(dft)
@@ -320,9 +333,11 @@ def start_from_density(
     -----
     Models without spin predict ñ↑ + ñ↓; what they lack comes from GPAW's superposition. The moments
     given to spin models are those GPAW starts with: the initial ones, or after a change of cell,
-    those it had converged. Charged cells are scaled as a whole. If the calculation has GPAW's
-    default mixer, its first step is 0.5 instead of 0.05 (:data:`FIRST_STEP`); a mixer of your own
-    is left alone.
+    those it had converged. Where atoms are in surroundings unlike a spin model's training data
+    (:class:`~eac_model.errors.UnfamiliarStructureWarning`), its moments may be those of another
+    magnetic state, and spin-polarised calculations begin as GPAW does by itself. Charged cells are
+    scaled as a whole. If the calculation has GPAW's default mixer, its first step is 0.5 instead of
+    0.05 (:data:`FIRST_STEP`); a mixer of your own is left alone.
 
     Examples
     --------
@@ -433,7 +448,7 @@ def all_electron_density(
 
     _check_calculator(calculator)
     check_model(model, str(calculator.params.xc.name))
-    start = PredictedStart(model, refresh, 0, "restart")
+    start = PredictedStart(model, refresh, 0, "restart", keep=True)
     _warn_of_missing_matrices(start)
     if start.refresh:
         dft = start.new_dft(calculator, atoms)

@@ -7,6 +7,7 @@ Nothing here imports GPAW: densities, builders and setups come in as objects of
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
 from typing import Any, Protocol
@@ -62,6 +63,8 @@ class PawState:
     """D↑ − D↓."""
     expected_error: float | None
     """ε_mae that the model expects of the density, percent; None if it cannot tell."""
+    unfamiliar: bool
+    """Whether some surroundings are unlike all that the model was trained on."""
 
 
 def predict_state(model: DensityModel, atoms: Atoms, shape: Shape) -> PawState:
@@ -84,21 +87,17 @@ def predict_state(model: DensityModel, atoms: Atoms, shape: Shape) -> PawState:
         np.broadcast_to(0.0, shape), atoms, np.array(atoms.cell.complete()), pbc=(a, b, c)
     )
     grid = model.get_density_grid(atoms, like=target, progress=False)
+    estimate = None
+    with suppress(PropertyNotImplementedError):
+        estimate = model.get_error_estimate(atoms)
     return PawState(
         total=grid.values * Bohr**3,
         difference=None if grid.spin is None else grid.spin * Bohr**3,
         onsite=grid.onsite,
         onsite_difference=grid.onsite_spin,
-        expected_error=_expected_error(model, atoms),
+        expected_error=None if estimate is None else estimate.structure,
+        unfamiliar=estimate is not None and len(estimate.unfamiliar) > 0,
     )
-
-
-def _expected_error(model: DensityModel, atoms: Atoms) -> float | None:
-    try:
-        estimate = model.get_error_estimate(atoms)
-    except PropertyNotImplementedError:
-        return None
-    return estimate.structure
 
 
 def channels_of_spin(total: Array, difference: Array | None, present: Array) -> Array:

@@ -221,6 +221,24 @@ def test_the_error_that_a_model_expects_decides_whether_its_density_is_held(
     assert (start.passes > 0) == held
 
 
+@pytest.mark.parametrize(("name", "taken"), [("silicon", True), ("oxygen", False)])
+def test_moments_in_unfamiliar_surroundings_are_not_trusted(request, name, taken):
+    class Stranger(KnownDensity):
+        def get_error_estimate(self, atoms):
+            return ErrorEstimate(9.0, np.full(len(atoms), 9.0), np.full(len(atoms), 5.0), 2.0)
+
+    sample = request.getfixturevalue(name)
+    calculator = start_from_density(gpaw_for(sample), Stranger([sample]))
+    calculator.create_new_calculation(sample.atoms)
+    assert calculator.predicted_start.starts[0].predicted == taken
+    expected = sample if taken else free_atoms(sample)
+    found = calculator.dft.density.nt_sR.data.sum(axis=0) / Bohr**3
+    np.testing.assert_allclose(found, expected.density, rtol=1e-3, atol=1e-3)
+    kept = fixed_density(gpaw_for(sample), Stranger([sample]))
+    kept.create_new_calculation(sample.atoms)
+    assert kept.predicted_start.starts[0].predicted
+
+
 def test_only_gpaw_s_default_mixer_gets_another_first_step(silicon):
     steps = []
     for changes in ({}, {"mixer": {"beta": 0.1}}, {"mixer": {"name": "pulay"}}):
