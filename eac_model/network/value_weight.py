@@ -103,6 +103,11 @@ def normalized_weights(
     kind: str, scores: Tensor, envelope: Tensor, point: Tensor, n_points: int
 ) -> Tensor:
     """Weights of all pairs, (p,), from the scores of the weight network and S(r)."""
+    if kind == "smooth":
+        # Bounded scores: exp cannot overflow, and no maximum spoils the derivatives.
+        grown = envelope * torch.exp(8 * torch.tanh(scores / 8))
+        total = grown.new_zeros(n_points).index_add(0, point, grown)
+        return grown / (1 + total)[point]
     # A second to import, and few models need it.
     from torch_geometric.utils import softmax
 
@@ -111,12 +116,7 @@ def normalized_weights(
             return softmax(scores + envelope, point, num_nodes=n_points)
         case "SoftmaxxS":
             return softmax(scores, point, num_nodes=n_points) * envelope
-        case "MLPxS":
+        case _:
             # S exp(a)/Σ S exp(a): the logarithm keeps the softmax's protection from overflow.
             logs = scores + torch.log(envelope.clamp(min=torch.finfo(envelope.dtype).tiny))
             return softmax(logs, point, num_nodes=n_points)
-        case _:
-            # Bounded scores: exp cannot overflow, and no maximum spoils the derivatives.
-            grown = envelope * torch.exp(8 * torch.tanh(scores / 8))
-            total = grown.new_zeros(n_points).index_add(0, point, grown)
-            return grown / (1 + total)[point]
