@@ -31,9 +31,10 @@ from torch import Tensor
 from eac_model.engine.inference import EncodedAtoms, Progress
 from eac_model.engine.kernels import fingerprint
 from eac_model.engine.linear import linear_coefficients, radial_basis_of
-from eac_model.engine.shells import solid_harmonics, sort_by
+from eac_model.engine.shells import sort_by
 from eac_model.errors import ConfigurationError, GridError
 from eac_model.network import DensityNetwork, EACNet
+from eac_model.network.harmonics import solid_harmonics
 from eac_model.network.radial import SplineBasis
 
 TERMS = 8

@@ -16,8 +16,9 @@ from torch import Tensor
 
 from eac_model.compiled import compilation_allowed
 from eac_model.engine.linear import linear_coefficients, radial_basis_of
-from eac_model.engine.shells import TERMS, Pieces, fit_pieces, recursion, sectoral
+from eac_model.engine.shells import TERMS, Pieces, fit_pieces
 from eac_model.network import EACNet
+from eac_model.network.harmonics import recursion_tables
 from eac_model.network.radial import SplineBasis
 
 TOLERANCE = 1e-7
@@ -155,11 +156,7 @@ class FusedLinear:
         # One early: rounding must not begin behind the interval.
         found = np.searchsorted(self.pieces.edges[1:-1], steps - 1e-9, side="right")
         self.bins = found.astype(np.int64)
-        self.sectoral = np.array([sectoral(m) for m in range(self.l_max + 1)], np.float32)
-        self.recursion = np.zeros((self.l_max + 1, self.l_max + 1, 2), np.float32)
-        for m in range(self.l_max + 1):
-            for l in range(m + 1, self.l_max + 1):
-                self.recursion[l, m] = recursion(l, m)
+        self.sectoral, self.recursion = recursion_tables(self.l_max)
 
     @property
     def intervals(self) -> int:

@@ -17,12 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from eac_model.compiled import compiled
+from eac_model.network.linear_loops import ROUND, directions, harmonics_of
 
 WIDTH = 128
 """Pairs taken together: all about them fits into the innermost cache."""
-
-ROUND = 16
-"""Widths are rounded up to this, a register of AVX-512: no pair is left to scalar code."""
 
 _f4 = np.float32
 
@@ -132,8 +130,8 @@ def sum_pairs(
                 # Rows of their own: what is known to be contiguous is vectorised.
                 x, y = pairs[0, begin : begin + width], pairs[1, begin : begin + width]
                 z, t = pairs[2, begin : begin + width], pairs[3, begin : begin + width]
-                _directions(x, y, z, width, _f4(core_radius), unit)
-                _harmonics(unit, width, l_max, sectoral, recursion, turn, harmonics)
+                directions(x, y, z, width, _f4(core_radius), unit)
+                harmonics_of(unit, width, l_max, sectoral, recursion, turn, harmonics)
                 for spin in range(n_spin):
                     _values(tables[spin, row, s], harmonics, t, width, values)
                     for q in range(m):
@@ -166,57 +164,6 @@ def sum_pairs(
                     sums[7] += xy
                     sums[8] += xz
                     sums[9] += yz
-
-
-@compiled
-def _directions(x: Any, y: Any, z: Any, width: int, core_radius: Any, unit: Any) -> None:
-    """x, y, z and the square of r/√(r² + a²)."""
-    for q in range(width):
-        square = x[q] * x[q] + y[q] * y[q] + z[q] * z[q]
-        inverse = _f4(1) / np.sqrt(square + core_radius * core_radius + _f4(1e-24))
-        unit[0, q] = x[q] * inverse
-        unit[1, q] = y[q] * inverse
-        unit[2, q] = z[q] * inverse
-        unit[3, q] = square * inverse * inverse
-
-
-@compiled
-def _harmonics(
-    unit: Any, width: int, l_max: int, sectoral: Any, recursion: Any, turn: Any, result: Any
-) -> None:
-    """Solid harmonics, as :func:`eac_model.engine.shells.solid_harmonics` computes them."""
-    for q in range(width):
-        turn[0, q] = _f4(1)
-        turn[1, q] = _f4(0)
-    for m in range(l_max + 1):
-        if m > 0:
-            for q in range(width):
-                cosine, sine = turn[0, q], turn[1, q]
-                turn[0, q] = cosine * unit[2, q] - sine * unit[0, q]
-                turn[1, q] = cosine * unit[0, q] + sine * unit[2, q]
-        first = sectoral[m]
-        for l in range(m, l_max + 1):
-            row = l * l + l + m
-            a, b = recursion[l, m, 0], recursion[l, m, 1]
-            before, two_before = row - 2 * l, row - 4 * l + 2
-            if l == m:
-                for q in range(width):
-                    result[row, q] = first
-            elif l == m + 1:
-                for q in range(width):
-                    result[row, q] = a * unit[1, q] * first
-            else:
-                for q in range(width):
-                    result[row, q] = (
-                        a * unit[1, q] * result[before, q] - b * unit[3, q] * result[two_before, q]
-                    )
-        if m > 0:
-            for l in range(m, l_max + 1):
-                row = l * l + l
-                for q in range(width):
-                    polynomial = result[row + m, q]
-                    result[row + m, q] = polynomial * turn[0, q]
-                    result[row - m, q] = polynomial * turn[1, q]
 
 
 @compiled

@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eac_model.engine.shells import TERMS, Shells, solid_harmonics, sort_by
+from eac_model.engine.shells import TERMS, Shells, sort_by
+from eac_model.network.harmonics import solid_harmonics
 
 CANDIDATES = 2**20
 """Distances computed at once."""

@@ -2,14 +2,40 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from types import ModuleType
+from typing import Any
+
+import numpy as np
 import torch
 from e3nn import o3
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from eac_model.compiled import compilation_allowed
 from eac_model.graph import PointPairs
 from eac_model.network.config import NetworkConfig
+from eac_model.network.harmonics import recursion_tables
 from eac_model.network.interaction import by_irrep, natural_irreps
 from eac_model.network.radial import CutoffBasis, SplineBasis, lengths, regularized
+
+PAIRS_PER_THREAD = 4096
+"""Fewer pairs than this are not worth the start of threads."""
+
+
+@functools.cache
+def compiled_loops() -> ModuleType | None:
+    """The compiled loops; None without numba, or if EAC_COMPILED=0 forbids them."""
+    if not compilation_allowed():
+        return None
+    try:
+        from eac_model.network import linear_loops
+    except ImportError:
+        return None
+    return linear_loops
 
 
 class LinearDecoder(nn.Module):
@@ -81,30 +107,47 @@ class LinearDecoder(nn.Module):
         coefficients = self.coefficients(descriptors, attributes)
         if spherical is not None:
             coefficients = with_spherical(coefficients, spherical)
-        coefficients = coefficients[pairs.atom]
+        if self._is_compiled(coefficients, pairs.vectors):
+            return self._from_loops(coefficients, pairs)
+        return self.dense(coefficients, pairs)
+
+    def dense(self, coefficients: Tensor, pairs: PointPairs) -> Tensor:
+        """:meth:`forward` from A_i[lm, b] by batched products of torch, on any device."""
         distances = lengths(pairs.vectors)
-        if isinstance(self.basis.basis, SplineBasis) and not torch.is_grad_enabled():
-            radial = self._from_splines(self.basis.basis, coefficients, distances)
-        else:
-            radial = torch.bmm(self.basis.basis(distances), coefficients.transpose(1, 2))
+        basis = self.basis.basis(distances)
+        radial = torch.bmm(basis, coefficients[pairs.atom].transpose(1, 2))
         harmonics = self.harmonics(regularized(pairs.vectors, self.core_radius))
         values = torch.einsum("mkc,mkc->mk", radial, harmonics)
         return values * self.basis.envelope(distances) * pairs.mask
 
-    @staticmethod
-    def _from_splines(basis: SplineBasis, coefficients: Tensor, distances: Tensor) -> Tensor:
-        """Σ_b B_b(r) A[lm, b] over the four splines at r; for inference, a third of the time."""
-        m, components, size = coefficients.shape
-        first, values = basis.local(distances)
-        rows = size * torch.arange(m, device=first.device).unsqueeze(-1)
-        index = (first + rows).unsqueeze(-1) + torch.arange(4, device=first.device)
-        radial = nn.functional.embedding_bag(
-            index.reshape(-1, 4),
-            coefficients.transpose(1, 2).reshape(m * size, components),
-            per_sample_weights=values.reshape(-1, 4),
-            mode="sum",
+    def _is_compiled(self, coefficients: Tensor, vectors: Tensor) -> bool:
+        return (
+            coefficients.device.type == "cpu"
+            # float64 is there for references.
+            and coefficients.dtype == vectors.dtype == torch.float32
+            and not vectors.requires_grad
+            and isinstance(self.basis.basis, SplineBasis)
+            and compiled_loops() is not None
         )
-        return radial.reshape(*distances.shape, components)
+
+    def _from_loops(self, coefficients: Tensor, pairs: PointPairs) -> Tensor:
+        splines = self.basis.basis
+        assert isinstance(splines, SplineBasis)
+        loops = compiled_loops()
+        assert loops is not None
+        by_spline = splines.unconstrained(coefficients.transpose(1, 2))
+        tables = nn.functional.pad(by_spline, (0, -by_spline.shape[2] % loops.ROUND))
+        sizes = (splines.core_radius, splines.scale, splines.intervals)
+        envelope = (self.basis.cutoff, self.basis.power)
+        known = (
+            *_arrays(pairs.atom, pairs.vectors, pairs.mask),
+            self.l_max,
+            self.core_radius,
+            np.array((*sizes, *envelope), np.float32),
+            *recursion_tables(self.l_max),
+        )
+        values: Tensor = _Sum.apply(known, tables)
+        return values
 
     def forward_e3nn(self, descriptors: Tensor, attributes: Tensor, pairs: PointPairs) -> Tensor:
         """The definition of :meth:`forward`: an e3nn tensor product on every pair."""
@@ -129,3 +172,71 @@ def with_spherical(coefficients: Tensor, spherical: Tensor) -> Tensor:
     """Coefficients (n, (l_max+1)², basis) with those of spherical densities (n, basis) added."""
     # The harmonic of l = 0 is 1.
     return torch.cat([coefficients[:, :1] + spherical.unsqueeze(1), coefficients[:, 1:]], dim=1)
+
+
+class _Sum(torch.autograd.Function):
+    """Contributions (m, k) of pairs from tables (n, splines, c): linear, and compiled."""
+
+    @staticmethod
+    def forward(ctx: Any, known: tuple[Any, ...], tables: Tensor) -> Tensor:
+        ctx.known, ctx.shape = known, tables.shape
+        loops = compiled_loops()
+        assert loops is not None
+        atoms, vectors, mask, *rest = known
+        values = torch.zeros(mask.shape)
+        (table, result) = _arrays(tables, values)
+
+        def work(rows: slice, _: int) -> None:
+            loops.sum_pairs(table, atoms[rows], vectors[rows], mask[rows], *rest, result[rows])
+
+        _in_threads(work, mask)
+        return values
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return None, _Spread.apply(ctx.known, gradients[0], ctx.shape)
+
+
+class _Spread(torch.autograd.Function):
+    """The transpose of :class:`_Sum`: its gradient, and the other way about."""
+
+    @staticmethod
+    def forward(ctx: Any, known: tuple[Any, ...], values: Tensor, shape: torch.Size) -> Tensor:
+        ctx.known = known
+        loops = compiled_loops()
+        assert loops is not None
+        atoms, vectors, mask, *rest = known
+        # One for each thread: rows of one atom may go to several.
+        parts = torch.zeros(_threads(mask), *shape)
+        (value, result) = _arrays(values, parts)
+
+        def work(rows: slice, thread: int) -> None:
+            chosen = value[rows], atoms[rows], vectors[rows], mask[rows]
+            loops.spread_pairs(*chosen, *rest, result[thread])
+
+        _in_threads(work, mask)
+        return parts.sum(dim=0)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Any:
+        return None, _Sum.apply(ctx.known, gradients[0]), None
+
+
+def _arrays(*tensors: Tensor) -> list[NDArray[Any]]:
+    return [tensor.detach().contiguous().numpy() for tensor in tensors]
+
+
+def _threads(mask: NDArray[np.bool_]) -> int:
+    return max(1, min(torch.get_num_threads(), len(mask), mask.size // PAIRS_PER_THREAD))
+
+
+def _in_threads(work: Callable[[slice, int], None], mask: NDArray[np.bool_]) -> None:
+    """Rows shared out evenly; ``work`` takes the rows and the number of the thread."""
+    threads = _threads(mask)
+    ends = np.linspace(0, len(mask), threads + 1).astype(int).tolist()
+    parts = [slice(*pair) for pair in pairwise(ends)]
+    if threads == 1:
+        work(parts[0], 0)
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(work, parts, range(threads)))

@@ -115,6 +115,13 @@ class SplineBasis(nn.Module):
         values = torch.where((interval == 0).unsqueeze(-1), innermost, values)
         return (interval.long() - 1).clamp(min=0), values
 
+    def unconstrained(self, coefficients: Tensor) -> Tensor:
+        """Coefficients (…, size, c) as those of all B-splines, (…, intervals + 3, c)."""
+        if not self.natural:
+            return coefficients
+        first = 2 * coefficients[..., :1, :] - coefficients[..., 1:2, :]
+        return torch.cat([first, coefficients], dim=-2)
+
     def forward(self, r: Tensor) -> Tensor:
         """Map distances (…,) in Å to basis values (…, size)."""
         first, values = self.local(r)

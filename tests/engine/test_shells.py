@@ -31,13 +31,13 @@ from eac_model.engine.shells import (
     Shells,
     ToleranceError,
     fit_shells,
-    solid_harmonics,
     sort_by,
 )
 from eac_model.engine.tiles import sort_pairs, tile_pairs
 from eac_model.engine.value_weight import ShellValueWeight
 from eac_model.neighbors import atom_graph, point_pairs, wrap_points
 from eac_model.network import EACNet, NetworkConfig, RadialBasis
+from eac_model.network.harmonics import solid_harmonics
 
 EXAMPLES = int(os.environ.get("EAC_EXAMPLES", "5"))
 """Of every property; more of them by hand."""

@@ -1,0 +1,229 @@
+"""Pairs of atoms and points in the linear decoder, as loops compiled by numba.
+
+ρ_i(r) = S(r) Σ_lm Y_lm(r/√(r² + a²)) Σ_b B_b(r) A_i[lm, b] is linear in A; of the splines B only
+four differ from zero. Harmonics and splines of some dozens of pairs are computed together and stay
+in the innermost cache; of a pair nothing is written but its density. :func:`spread_pairs` is the
+transpose of :func:`sum_pairs`, the gradient of one is the other.
+
+Importing this module raises ImportError where numba is not installed.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from eac_model.compiled import compiled
+
+WIDTH = 64
+"""Pairs taken together: all about them fits into the innermost cache."""
+
+ROUND = 16
+"""Widths are rounded up to this, a register of AVX-512: no pair is left to scalar code."""
+
+_f4 = np.float32
+
+
+@compiled
+def sum_pairs(
+    tables: NDArray[np.float32],
+    atoms: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    l_max: int,
+    core_radius: float,
+    splines: NDArray[np.float32],
+    sectoral: NDArray[np.float32],
+    recursion: NDArray[np.float32],
+    values: NDArray[np.float32],
+) -> None:
+    """Contributions of all pairs.
+
+    Parameters
+    ----------
+    tables
+        (n, splines, c): the coefficients A of atoms by spline, from ((l_max+1)²) harmonics padded
+        with zeros to a multiple of :data:`ROUND`.
+    atoms, vectors, mask
+        (m,), (m, k, 3), (m, k) of :class:`eac_model.graph.PointPairs`.
+    core_radius
+        a, Å.
+    splines
+        Knot radius, steps per unit of x, number of intervals, cutoff and power of the envelope, as
+        in :class:`eac_model.network.radial.SplineBasis` and ``polynomial_cutoff``.
+    sectoral, recursion
+        :func:`eac_model.network.harmonics.recursion_tables`.
+    values
+        (m, k), e/Å³, is written where the mask is true.
+    """
+    n_rows, most = mask.shape
+    width = tables.shape[2]
+    pairs = np.zeros((3, most + ROUND), _f4)
+    places = np.empty(most + 1, np.int64)
+    unit, turn = np.empty((4, WIDTH), _f4), np.empty((2, WIDTH), _f4)
+    by_component = np.empty(((l_max + 1) ** 2, WIDTH), _f4)
+    harmonics = np.zeros((WIDTH, width), _f4)
+    first, weights = np.empty(WIDTH, np.int64), np.empty((4, WIDTH), _f4)
+    for row in range(n_rows):
+        count = _compress(vectors[row], mask[row], pairs, places)
+        table = tables[atoms[row]]
+        for begin in range(0, count, WIDTH):
+            m = min(count - begin, WIDTH)
+            _basis(
+                pairs, begin, m, l_max, core_radius, splines, sectoral, recursion,
+                unit, turn, by_component, harmonics, first, weights,
+            )  # fmt: skip
+            for q in range(m):
+                b = first[q]
+                w0, w1, w2, w3 = weights[0, q], weights[1, q], weights[2, q], weights[3, q]
+                total = _f4(0)
+                for c in range(width):
+                    radial = w0 * table[b, c] + w1 * table[b + 1, c]
+                    radial += w2 * table[b + 2, c] + w3 * table[b + 3, c]
+                    total += harmonics[q, c] * radial
+                values[row, places[begin + q]] = total
+
+
+@compiled
+def spread_pairs(
+    values: NDArray[np.float32],
+    atoms: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+    mask: NDArray[np.bool_],
+    l_max: int,
+    core_radius: float,
+    splines: NDArray[np.float32],
+    sectoral: NDArray[np.float32],
+    recursion: NDArray[np.float32],
+    tables: NDArray[np.float32],
+) -> None:
+    """The transpose of :func:`sum_pairs`, with its parameters: is added to ``tables``."""
+    n_rows, most = mask.shape
+    width = tables.shape[2]
+    pairs = np.zeros((3, most + ROUND), _f4)
+    places = np.empty(most + 1, np.int64)
+    unit, turn = np.empty((4, WIDTH), _f4), np.empty((2, WIDTH), _f4)
+    by_component = np.empty(((l_max + 1) ** 2, WIDTH), _f4)
+    harmonics = np.zeros((WIDTH, width), _f4)
+    first, weights = np.empty(WIDTH, np.int64), np.empty((4, WIDTH), _f4)
+    for row in range(n_rows):
+        count = _compress(vectors[row], mask[row], pairs, places)
+        table = tables[atoms[row]]
+        for begin in range(0, count, WIDTH):
+            m = min(count - begin, WIDTH)
+            _basis(
+                pairs, begin, m, l_max, core_radius, splines, sectoral, recursion,
+                unit, turn, by_component, harmonics, first, weights,
+            )  # fmt: skip
+            for q in range(m):
+                value = values[row, places[begin + q]]
+                # A loop of its own for every spline: rows of one array might overlap for all that
+                # the compiler knows.
+                for spline in range(4):
+                    weight, b = value * weights[spline, q], first[q] + spline
+                    for c in range(width):
+                        table[b, c] += weight * harmonics[q, c]
+
+
+@compiled
+def _compress(vectors: Any, mask: Any, pairs: Any, places: Any) -> int:
+    """Vectors of a row's pairs, without padding, to ``pairs`` (3, …); how many there are."""
+    count = 0
+    for k in range(len(mask)):
+        pairs[0, count], pairs[1, count], pairs[2, count] = vectors[k]
+        places[count] = k
+        count += mask[k]
+    return count
+
+
+@compiled
+def _basis(
+    pairs: Any, begin: int, m: int, l_max: int, core_radius: Any, splines: Any, sectoral: Any,
+    recursion: Any, unit: Any, turn: Any, by_component: Any, harmonics: Any, first: Any,
+    weights: Any,
+) -> None:  # fmt: skip
+    """Harmonics (pair, component), and the first and the weights of four splines, of m pairs."""
+    width = (m + ROUND - 1) // ROUND * ROUND
+    x, y, z = (
+        pairs[0, begin : begin + width],
+        pairs[1, begin : begin + width],
+        pairs[2, begin : begin + width],
+    )
+    directions(x, y, z, width, _f4(core_radius), unit)
+    harmonics_of(unit, width, l_max, sectoral, recursion, turn, by_component)
+    for c in range(len(by_component)):
+        for q in range(m):
+            harmonics[q, c] = by_component[c, q]
+    knot_radius, scale, intervals, cutoff, power = splines
+    p = int(power)
+    half, sixth = _f4(0.5) * scale, _f4(1 / 6)
+    a, b, c2 = _f4((p + 1) * (p + 2) / 2), _f4(p * (p + 2)), _f4(p * (p + 1) / 2)
+    for q in range(width):
+        square = x[q] * x[q] + y[q] * y[q] + z[q] * z[q]
+        place = half * np.log1p(square / (knot_radius * knot_radius))
+        interval = min(np.floor(place), intervals - _f4(1))
+        reach = min(np.sqrt(square) / cutoff, _f4(1))
+        falling = _f4(1)
+        for _ in range(p):
+            falling *= reach
+        envelope = (_f4(1) - falling * (a - reach * (b - reach * c2))) * sixth
+        t = place - interval
+        u = _f4(1) - t
+        first[q] = int(interval)
+        weights[0, q] = envelope * u * u * u
+        weights[1, q] = envelope * (_f4(4) + t * t * (_f4(3) * t - _f4(6)))
+        weights[2, q] = envelope * (_f4(4) + u * u * (_f4(3) * u - _f4(6)))
+        weights[3, q] = envelope * t * t * t
+
+
+@compiled
+def directions(x: Any, y: Any, z: Any, width: int, core_radius: Any, unit: Any) -> None:
+    """x, y, z and the square of r/√(r² + a²)."""
+    for q in range(width):
+        square = x[q] * x[q] + y[q] * y[q] + z[q] * z[q]
+        inverse = _f4(1) / np.sqrt(square + core_radius * core_radius + _f4(1e-24))
+        unit[0, q] = x[q] * inverse
+        unit[1, q] = y[q] * inverse
+        unit[2, q] = z[q] * inverse
+        unit[3, q] = square * inverse * inverse
+
+
+@compiled
+def harmonics_of(
+    unit: Any, width: int, l_max: int, sectoral: Any, recursion: Any, turn: Any, result: Any
+) -> None:
+    """Solid harmonics, as :func:`eac_model.network.harmonics.solid_harmonics` computes them."""
+    for q in range(width):
+        turn[0, q] = _f4(1)
+        turn[1, q] = _f4(0)
+    for m in range(l_max + 1):
+        if m > 0:
+            for q in range(width):
+                cosine, sine = turn[0, q], turn[1, q]
+                turn[0, q] = cosine * unit[2, q] - sine * unit[0, q]
+                turn[1, q] = cosine * unit[0, q] + sine * unit[2, q]
+        first = sectoral[m]
+        for l in range(m, l_max + 1):
+            row = l * l + l + m
+            a, b = recursion[l, m, 0], recursion[l, m, 1]
+            before, two_before = row - 2 * l, row - 4 * l + 2
+            if l == m:
+                for q in range(width):
+                    result[row, q] = first
+            elif l == m + 1:
+                for q in range(width):
+                    result[row, q] = a * unit[1, q] * first
+            else:
+                for q in range(width):
+                    result[row, q] = (
+                        a * unit[1, q] * result[before, q] - b * unit[3, q] * result[two_before, q]
+                    )
+        if m > 0:
+            for l in range(m, l_max + 1):
+                row = l * l + l
+                for q in range(width):
+                    polynomial = result[row + m, q]
+                    result[row + m, q] = polynomial * turn[0, q]
+                    result[row - m, q] = polynomial * turn[1, q]
