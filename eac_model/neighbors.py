@@ -180,9 +180,10 @@ def point_pairs(
         cKDTree(wrapped), cutoff, output_type="ndarray"
     )
     image, point = found["i"], found["j"]
+    # By atom, point and image: one number sorts faster than three.
+    order = np.argsort((indices[image] * len(points) + point) * len(positions) + image)
+    image, point = image[order], point[order]
     atom = indices[image]
-    order = np.lexsort((image, point, atom))
-    image, point, atom = image[order], point[order], atom[order]
     counts = np.bincount(atom, minlength=len(atoms))
     column = np.arange(len(atom)) - np.repeat(np.cumsum(counts) - counts, counts)
     shape = (len(atoms), max(1, int(counts.max())))

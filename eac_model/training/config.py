@@ -109,7 +109,8 @@ class DataSection(_Section):
     """Validation takes this many points of a full grid, uniformly and always the same; None takes
     the whole grid. Of sampled structures it takes all points."""
     cache_megabytes: Annotated[int, Field(ge=0)] = 2000
-    """Memory for atom–point pairs of sampled structures that are kept between steps, MB."""
+    """Memory, of every process, for what is kept between steps, MB: densities out of stores, and
+    atom–point pairs of sampled structures that are taken with all their points."""
     workers: Annotated[int, Field(ge=0)] = 0
     """Processes that prepare batches beside the training process."""
 

@@ -7,6 +7,7 @@ import logging
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -66,11 +67,11 @@ class Source(Protocol):
 
 
 class LoadedSource:
-    """A density held in memory."""
+    """A density held in memory, and the map to draw points from it if that is known already."""
 
-    def __init__(self, sample: DensitySample) -> None:
+    def __init__(self, sample: DensitySample, sampling_map: SamplingMap | None = None) -> None:
         self._sample = sample
-        self._map: SamplingMap | None = None
+        self._map = sampling_map
         self.atoms = sample.atoms
         self.provenance = sample.provenance
         self.is_grid = sample.is_grid
@@ -89,6 +90,14 @@ class LoadedSource:
             self._map = SamplingMap.from_grid(self.atoms, self._sample.density)
         return draw_points(self._map or self._sample, count, sampling, rng)
 
+    @property
+    def nbytes(self) -> int:
+        """Memory it takes."""
+        arrays = [self._sample.points, self._sample.density, self._sample.spin_density]
+        if self._map is not None:
+            arrays += [self._map.density, self._map.gradient, self._map.distance]
+        return sum(array.nbytes for array in arrays if array is not None)
+
     def paw_datasets(self) -> dict[str, PawDataset]:
         """Element symbol → PAW data set, as far as the data say."""
         calculation = self._sample.calculation
@@ -96,7 +105,7 @@ class LoadedSource:
 
 
 class StoredSource:
-    """A density in a store; points are read when they are needed."""
+    """A density in a store; points are read when they are needed, or all of them once."""
 
     def __init__(self, store: DensityStore, index: int) -> None:
         self._store, self._index = store, index
@@ -118,6 +127,11 @@ class StoredSource:
         """Flat indices of ``count`` points drawn by a mixture, and their weights."""
         source = self._store.sampling_map(self._index) or self._store.read(self._index)
         return draw_points(source, count, sampling, rng)
+
+    def loaded(self) -> LoadedSource:
+        """The same density in memory, without that of free atoms."""
+        sample = replace(self._store.read(self._index), free_atoms=None)
+        return LoadedSource(sample, self._store.sampling_map(self._index))
 
     def paw_datasets(self) -> dict[str, PawDataset]:
         """Element symbol → PAW data set, as far as the data say."""
@@ -169,7 +183,7 @@ class Batch:
 
 
 class BatchBuilder:
-    """Makes batches; keeps atom graphs, and the pairs of sampled structures while memory allows.
+    """Makes batches; keeps atom graphs, and densities and pairs while memory allows.
 
     Parameters
     ----------
@@ -180,7 +194,8 @@ class BatchBuilder:
     dtype
         Of all floating point tensors.
     cache_bytes
-        Memory for atom–point pairs. What does not fit is recomputed at every use.
+        Memory for densities out of stores, and for the pairs of sampled structures that are taken
+        with all their points. What does not fit is read, or found, at every use.
     """
 
     def __init__(
@@ -196,6 +211,7 @@ class BatchBuilder:
         self._free_bytes = cache_bytes
         self._graphs: dict[int, AtomGraph] = {}
         self._pairs: dict[int, PointPairs] = {}
+        self._loaded: dict[int, LoadedSource] = {}
 
     def at_points(
         self,
@@ -206,14 +222,18 @@ class BatchBuilder:
         onsite: bool = True,
     ) -> Batch:
         """Structure ``index`` at some of its points (flat indices) or, None, at all of them."""
-        source = self.sources[index]
+        source = self._source(index)
         sample = source.select(np.arange(source.n_points) if chosen is None else chosen)
         assert sample.points is not None
-        pairs = None if source.is_grid else self._all_pairs(index)
+        pairs = self._pairs.get(index) if chosen is None else None
         if pairs is None:
-            pairs = self._find_pairs(source.atoms, sample.points)
-        elif chosen is not None:
-            pairs = select_points(pairs, chosen)
+            cutoff = self._network.point_cutoff
+            pairs = point_pairs(source.atoms, sample.points, cutoff, self._dtype)
+            # Structures come in random order again and again: throwing old ones out gains nothing.
+            if chosen is None and not source.is_grid and self._free_bytes > 0:
+                self._pairs[index] = pairs
+                found = (pairs.vectors, pairs.mask, pairs.point, pairs.atom)
+                self._free_bytes -= sum(tensor.nbytes for tensor in found)
         if index not in self._graphs:
             self._graphs[index] = atom_graph(source.atoms, self._network.atom_cutoff, self._dtype)
         layout = self._network.onsite
@@ -235,54 +255,21 @@ class BatchBuilder:
         self, index: int, count: int | None, sampling: SamplingMixture, rng: np.random.Generator
     ) -> Batch:
         """Structure ``index`` at ``count`` points drawn from it; None takes all points."""
-        source = self.sources[index]
+        source = self._source(index)
         if count is None or (not source.is_grid and count >= source.n_points):
             return self.at_points(index)
         return self.at_points(index, *source.draw(count, sampling, rng))
 
+    def _source(self, index: int) -> Source:
+        """A structure, from memory if there is room for it."""
+        source = self.sources[index]
+        if isinstance(source, StoredSource) and index not in self._loaded and self._free_bytes > 0:
+            self._loaded[index] = source.loaded()
+            self._free_bytes -= self._loaded[index].nbytes
+        return self._loaded.get(index, source)
+
     def _tensor(self, values: NDArray) -> Tensor:
         return torch.as_tensor(np.ascontiguousarray(values), dtype=self._dtype)
-
-    def _find_pairs(self, atoms: Atoms, points: NDArray[np.floating]) -> PointPairs:
-        return point_pairs(atoms, points, self._network.point_cutoff, self._dtype)
-
-    def _all_pairs(self, index: int) -> PointPairs | None:
-        """Pairs of all points of a sampled structure, None once the cache is full."""
-        if index not in self._pairs and self._free_bytes > 0:
-            source = self.sources[index]
-            points = source.select(np.arange(source.n_points)).points
-            assert points is not None
-            pairs = self._find_pairs(source.atoms, points)
-            size = sum(t.nbytes for t in (pairs.vectors, pairs.mask, pairs.point, pairs.atom))
-            # Structures come in random order again and again: throwing old ones out gains nothing.
-            self._free_bytes -= size
-            self._pairs[index] = pairs
-        return self._pairs.get(index)
-
-
-def select_points(pairs: PointPairs, chosen: NDArray[np.int64]) -> PointPairs:
-    """The pairs of some of the points, which are renumbered in the order chosen (on the CPU)."""
-    vectors, mask, point = pairs.vectors.numpy(), pairs.mask.numpy(), pairs.point.numpy()
-    renumbered = np.full(pairs.n_points, -1)
-    renumbered[chosen] = np.arange(len(chosen))
-    new_point = renumbered[point]
-    row, column = np.nonzero(mask & (new_point >= 0))
-    counts = np.bincount(row, minlength=len(mask))
-    target = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts)
-    shape = (len(mask), max(1, int(counts.max(initial=0))))
-    new_vectors = np.ones((*shape, 3), vectors.dtype)
-    new_mask = np.zeros(shape, bool)
-    new_index = np.zeros(shape, np.int64)
-    new_vectors[row, target] = vectors[row, column]
-    new_mask[row, target] = True
-    new_index[row, target] = new_point[row, column]
-    return PointPairs(
-        atom=pairs.atom,
-        vectors=torch.from_numpy(new_vectors),
-        mask=torch.from_numpy(new_mask),
-        point=torch.from_numpy(new_index),
-        n_points=len(chosen),
-    )
 
 
 def concatenate(batches: Sequence[Batch]) -> Batch:

@@ -4,9 +4,11 @@ import torch
 
 from eac_model.data.sample import DensitySample
 from eac_model.data.sampling import SamplingMixture
+from eac_model.data.store import DensityStore
 from eac_model.errors import ConfigurationError, DensityFileError
 from eac_model.neighbors import point_pairs
 from eac_model.network import NetworkConfig
+from eac_model.training import data as training_data
 from eac_model.training.config import DataSection
 from eac_model.training.data import (
     BatchBuilder,
@@ -15,7 +17,6 @@ from eac_model.training.data import (
     ValidationBatches,
     concatenate,
     load_sources,
-    select_points,
     superposition_samples,
 )
 
@@ -27,35 +28,44 @@ def builder(sources, cache=10**8):
     return BatchBuilder(sources, network, torch.float64, cache)
 
 
-def pairs_of(pairs):
-    rows = pairs.mask.nonzero(as_tuple=True)
-    found = zip(
-        pairs.atom[rows[0]].tolist(),
-        pairs.point[rows].tolist(),
-        pairs.vectors[rows].round(decimals=9).tolist(),
-        strict=True,
+def test_pairs_that_are_kept_change_nothing_but_time(monkeypatch):
+    searches = []
+    monkeypatch.setattr(
+        training_data, "point_pairs", lambda *given: searches.append(given) or point_pairs(*given)
     )
-    return sorted((a, p, tuple(v)) for a, p, v in found)
-
-
-def test_selected_pairs_are_those_of_the_selected_points():
-    sample = scattered(0)
-    chosen = np.array([7, 3, 99, 50])
-    everything = point_pairs(sample.atoms, sample.points, 2.5, torch.float64)
-    fresh = point_pairs(sample.atoms, sample.points[chosen], 2.5, torch.float64)
-    assert len(pairs_of(fresh)) > 4
-    assert pairs_of(select_points(everything, chosen)) == pairs_of(fresh)
-
-
-def test_a_full_cache_changes_nothing_but_time():
     sources = [LoadedSource(scattered(seed)) for seed in range(2)]
-    for index in range(2):
-        draws = [
-            builder(sources, cache).drawn(index, 30, SamplingMixture(), np.random.default_rng(5))
-            for cache in (0, 10**8)
-        ]
-        assert torch.equal(draws[0].density, draws[1].density)
-        assert pairs_of(draws[0].pairs) == pairs_of(draws[1].pairs)
+    never, kept = builder(sources, 0), builder(sources)
+    rng = np.random.default_rng(5)
+    for index in (0, 1, 0, 1):
+        one, two = (make.drawn(index, None, SamplingMixture(), rng) for make in (never, kept))
+        assert torch.equal(one.pairs.vectors, two.pairs.vectors)
+    assert len(searches) == 4 + 2
+    assert kept.drawn(0, 30, SamplingMixture(), rng).pairs.n_points == 30
+
+
+def test_structures_of_a_store_are_kept_while_memory_allows_and_give_the_same_batches(
+    tmp_path, monkeypatch
+):
+    stored = store_of(tmp_path / "s.store", [grid(0), grid(1), scattered(2)])
+    mixture = SamplingMixture(uniform=1, density=1)
+    reads = []
+    read = DensityStore.read_points
+    monkeypatch.setattr(
+        DensityStore, "read_points", lambda *given: reads.append(given) or read(*given)
+    )
+    batches, counts = [], []
+    for cache in (0, 10**8, 1):
+        sources, _ = load_sources(config(stored, data={"validation": 0}))
+        make, rng = builder(sources, cache), np.random.default_rng(5)
+        reads.clear()
+        batches.append([make.drawn(i, 30, mixture, rng) for i in (0, 1, 0, 1, 0)])
+        counts.append(len(reads))
+    for other in batches[1:]:
+        for one, two in zip(batches[0], other, strict=True):
+            assert torch.equal(one.density, two.density)
+            assert torch.equal(one.weights, two.weights)
+            assert torch.equal(one.pairs.vectors, two.pairs.vectors)
+    assert counts == [5, 0, 2]
 
 
 def test_densities_belong_to_their_points_from_memory_and_from_a_store(tmp_path):
