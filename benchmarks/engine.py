@@ -21,7 +21,9 @@ threads   Both decoders on one core and on all, by the clock on the wall.
 training  Seconds a training step (forward, backward) with the zonal and with the e3nn form, the
           latter with e3nn's products between atoms, too.
 interactions  Seconds a training step of a linear decoder and seconds of descriptors, with e3nn's
-          products between atoms, with torch's, and with the compiled loop.
+          products between atoms, with torch's, and with the compiled loops.
+decoding  Forward and backward of the linear decoder alone, with torch's products and with the
+          compiled loops.
 convergence  Seconds and steps of both until a network has learned water to a given error.
 startup   Imports, a first and a second density of two-atom silicon in a fresh process.
 crystal   A whole ``get_density_grid`` of two-atom silicon against one iteration of GPAW.
@@ -60,7 +62,7 @@ from eac_model.engine.value_weight import ShellValueWeight
 from eac_model.files import write_bytes
 from eac_model.graph import AtomGraph, PointPairs
 from eac_model.neighbors import atom_graph, point_pairs
-from eac_model.network import EACNet, NetworkConfig, convolution
+from eac_model.network import EACNet, NetworkConfig, convolution, linear
 from eac_model.network.interaction import Interaction
 from eac_model.network.radial import lengths
 
@@ -412,6 +414,34 @@ def measure_interactions(options: argparse.Namespace) -> list[dict[str, Any]]:
     return rows
 
 
+def measure_decoding(options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Forward and backward of the linear decoder alone: products of torch, and compiled loops."""
+    atoms, _ = water()
+    points = np.random.default_rng(0).random((3000, 3)) @ np.asarray(atoms.cell)
+    rows = []
+    for l_max in options.l_max:
+        decoder = paper_network(atoms, l_max, 32, decoder="linear", point_cutoff=5.0).linear
+        assert decoder is not None
+        pairs = point_pairs(atoms, points, 5.0)
+        count = int(pairs.mask.sum())
+        shape = (len(atoms), (l_max + 1) ** 2, decoder.basis.size)
+        coefficients = torch.randn(*shape, requires_grad=True)
+        row: dict[str, Any] = {"l_max": l_max, "pairs": count, "threads": options.threads}
+        for form in ("torch", "numba"):
+            with compiled_loop(form == "numba"):
+
+                def step() -> None:
+                    decoder.of_coefficients(coefficients, pairs).sum().backward()  # noqa: B023
+
+                step()
+                row[f"{form}_seconds"] = shortest(step, options.repeats)
+        row["ratio"] = row["torch_seconds"] / row["numba_seconds"]
+        row["numba_nanoseconds_per_pair"] = 1e9 * row["numba_seconds"] / count
+        rows.append(row)
+        print(json.dumps(row), flush=True)
+    return rows
+
+
 @contextmanager
 def e3nn_products(wanted: bool) -> Iterator[None]:
     """Let the interactions of all networks use the products that define them, on every edge."""
@@ -718,16 +748,17 @@ def shortest(
 @contextmanager
 def compiled_loop(wanted: bool) -> Iterator[None]:
     """Compute with or without numba."""
+    known = (fused.compiled_loop, convolution.compiled_convolution, linear.compiled_loops)
     before = os.environ.get("EAC_COMPILED", "1")
     os.environ["EAC_COMPILED"] = "1" if wanted else "0"
-    fused.compiled_loop.cache_clear()
-    convolution.compiled_convolution.cache_clear()
+    for loops in known:
+        loops.cache_clear()
     if wanted and fused.compiled_loop() is None:
         raise SystemExit("numba is not installed, or EAC_COMPILED=0 forbids it.")
     yield
     os.environ["EAC_COMPILED"] = before
-    fused.compiled_loop.cache_clear()
-    convolution.compiled_convolution.cache_clear()
+    for loops in known:
+        loops.cache_clear()
 
 
 def tables(results: dict[str, list[dict[str, Any]]]) -> str:
@@ -818,6 +849,7 @@ MEASUREMENTS = {
     "threads": measure_threads,
     "training": measure_training,
     "interactions": measure_interactions,
+    "decoding": measure_decoding,
     "convergence": measure_convergence,
     "startup": measure_startup,
     "crystal": measure_crystal,

@@ -62,7 +62,9 @@ SYSTEMS = {
     "MgO": System(lambda: bulk("MgO", "rocksalt", 4.21)),
     "GaAs": System(lambda: bulk("GaAs", "zincblende", 5.65)),
     "Si": System(lambda: bulk("Si"), smearing=0.1),
-    "Fe": System(iron, smearing=0.1),
+    # 16 × 16 × 16 points: with the recipes' 7 × 7 × 7 the moment is 0.04 μ_B off, with 5 × 5 × 5 of
+    # the cubic cell 0.05 to the other side.
+    "Fe": System(iron, kpoints=5.0, smearing=0.1),
     **{
         name: System(lambda name=name: molecule(name, vacuum=2.6), None, 0.0)  # type: ignore[misc]
         for name in ("H2O", "NH3", "HCl", "CH3OH", "CO", "LiF")
@@ -72,9 +74,9 @@ SYSTEMS = {
 
 def reference(name: str, cutoff: float, cache: Path) -> DensityGrid:
     """GPAW's converged state of a system."""
-    file = cache / f"{name}-{cutoff:g}.h5"
+    system = SYSTEMS[name]
+    file = cache / f"{name}-{cutoff:g}-{system.kpoints}.h5"
     if not file.exists():
-        system = SYSTEMS[name]
         settings = Settings(
             cutoff=cutoff,
             kpoint_density=system.kpoints,

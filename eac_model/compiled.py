@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, TypeVar
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def compilation_allowed() -> bool:
-    """Whether EAC_COMPILED=0 does not forbid compiled loops."""
-    return os.environ.get("EAC_COMPILED", "1") != "0"
+def compiled_module(name: str) -> ModuleType | None:
+    """A module of compiled loops; None without numba, or if EAC_COMPILED=0 forbids it."""
+    if os.environ.get("EAC_COMPILED", "1") == "0":
+        return None
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
 
 
 def compiled(function: Function) -> Function:

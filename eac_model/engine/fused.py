@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eac_model.compiled import compilation_allowed
+from eac_model.compiled import compiled_module
 from eac_model.engine.linear import linear_coefficients, radial_basis_of
 from eac_model.engine.shells import TERMS, Pieces, fit_pieces
 from eac_model.network import EACNet
@@ -38,13 +38,8 @@ POINTS_A_THREAD = 2048
 @functools.cache
 def compiled_loop() -> Callable[..., None] | None:
     """The loop over pairs; None without numba, or if EAC_COMPILED=0 forbids it."""
-    if not compilation_allowed():
-        return None
-    try:
-        from eac_model.engine.loops import sum_pairs
-    except ImportError:
-        return None
-    return sum_pairs
+    loops = compiled_module("eac_model.engine.loops")
+    return None if loops is None else loops.sum_pairs
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from e3nn import o3
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eac_model.compiled import compilation_allowed
+from eac_model.compiled import compiled_module
 
 EDGES_PER_THREAD = 256
 """Fewer edges than this are not worth the start of threads."""
@@ -35,13 +35,7 @@ EDGES_PER_THREAD = 256
 @functools.cache
 def compiled_convolution() -> ModuleType | None:
     """The compiled loops; None without numba, or if EAC_COMPILED=0 forbids them."""
-    if not compilation_allowed():
-        return None
-    try:
-        from eac_model.network import convolution_loops
-    except ImportError:
-        return None
-    return convolution_loops
+    return compiled_module("eac_model.network.convolution_loops")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from e3nn import o3
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eac_model.compiled import compilation_allowed
+from eac_model.compiled import compiled_module
 from eac_model.graph import PointPairs
 from eac_model.network.config import NetworkConfig
 from eac_model.network.harmonics import recursion_tables
@@ -29,13 +29,7 @@ PAIRS_PER_THREAD = 4096
 @functools.cache
 def compiled_loops() -> ModuleType | None:
     """The compiled loops; None without numba, or if EAC_COMPILED=0 forbids them."""
-    if not compilation_allowed():
-        return None
-    try:
-        from eac_model.network import linear_loops
-    except ImportError:
-        return None
-    return linear_loops
+    return compiled_module("eac_model.network.linear_loops")
 
 
 class LinearDecoder(nn.Module):
@@ -107,12 +101,16 @@ class LinearDecoder(nn.Module):
         coefficients = self.coefficients(descriptors, attributes)
         if spherical is not None:
             coefficients = with_spherical(coefficients, spherical)
+        return self.of_coefficients(coefficients, pairs)
+
+    def of_coefficients(self, coefficients: Tensor, pairs: PointPairs) -> Tensor:
+        """:meth:`forward` from A_i[lm, b], (n, (l_max+1)², basis)."""
         if self._is_compiled(coefficients, pairs.vectors):
             return self._from_loops(coefficients, pairs)
         return self.dense(coefficients, pairs)
 
     def dense(self, coefficients: Tensor, pairs: PointPairs) -> Tensor:
-        """:meth:`forward` from A_i[lm, b] by batched products of torch, on any device."""
+        """:meth:`of_coefficients` by batched products of torch: any device, basis, derivative."""
         distances = lengths(pairs.vectors)
         basis = self.basis.basis(distances)
         radial = torch.bmm(basis, coefficients[pairs.atom].transpose(1, 2))
