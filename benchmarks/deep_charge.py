@@ -112,7 +112,6 @@ def learn(
             "data": {
                 "train": str(points),
                 "points_per_structure": options.points_per_step,
-                "cache_megabytes": 0,
             },
             "network": network,
             "optimisation": {

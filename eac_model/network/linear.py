@@ -181,7 +181,7 @@ class _Sum(torch.autograd.Function):
         loops = compiled_loops()
         assert loops is not None
         atoms, vectors, mask, *rest = known
-        values = torch.zeros(mask.shape)
+        values = tables.new_zeros(mask.shape)
         (table, result) = _arrays(tables, values)
 
         def work(rows: slice, _: int) -> None:
@@ -205,7 +205,7 @@ class _Spread(torch.autograd.Function):
         assert loops is not None
         atoms, vectors, mask, *rest = known
         # One for each thread: rows of one atom may go to several.
-        parts = torch.zeros(_threads(mask), *shape)
+        parts = values.new_zeros(_threads(mask), *shape)
         (value, result) = _arrays(values, parts)
 
         def work(rows: slice, thread: int) -> None:
