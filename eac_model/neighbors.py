@@ -1,10 +1,13 @@
 """Neighbours of atoms and of points, for any cell and any periodic directions.
 
-Atom–atom lists come from vesin, atom–point lists from SciPy's k-d tree over the periodic images of
-the atoms that reach into the cell; neither assumes a cell larger than the cutoff.
+Atom–atom lists come from vesin, atom–point lists from compiled loops or SciPy's k-d tree over the
+periodic images of the atoms that reach into the cell; none assumes a cell larger than the cutoff.
 """
 
 from __future__ import annotations
+
+import functools
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -14,11 +17,18 @@ from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from vesin import NeighborList
 
+from eac_model.compiled import compiled_module
 from eac_model.errors import StructureError, UnknownElementError
 from eac_model.graph import AtomGraph, PointPairs
 
 CLOSEST_ATOMS = 0.1
 """Atoms nearer to each other than this (Å) are taken for a mistake in the structure."""
+
+
+@functools.cache
+def compiled_search() -> ModuleType | None:
+    """The compiled loops; None without numba, or if EAC_COMPILED=0 forbids them."""
+    return compiled_module("eac_model.neighbor_loops")
 
 
 def check_structure(atoms: Atoms, elements: tuple[int, ...] | None = None) -> None:
@@ -173,30 +183,48 @@ def point_pairs(
     points
         Shape (p, 3), Å; anywhere, inside the cell or not.
     """
-    points = np.asarray(points, dtype=float).reshape(-1, 3)
+    wrapped = wrap_points(np.asarray(points, dtype=float).reshape(-1, 3), atoms)
     indices, positions = periodic_images(atoms, cutoff)
-    wrapped = wrap_points(points, atoms)
-    found = cKDTree(positions).sparse_distance_matrix(
-        cKDTree(wrapped), cutoff, output_type="ndarray"
-    )
-    image, point = found["i"], found["j"]
-    # By atom, point and image: one number sorts faster than three.
-    order = np.argsort((indices[image] * len(points) + point) * len(positions) + image)
-    image, point = image[order], point[order]
-    atom = indices[image]
-    counts = np.bincount(atom, minlength=len(atoms))
-    column = np.arange(len(atom)) - np.repeat(np.cumsum(counts) - counts, counts)
+    loops = compiled_search()
+    counts = np.zeros(len(atoms), dtype=np.int64)
+    if loops is not None:
+        images = (np.ascontiguousarray(wrapped.T), positions, indices, cutoff)
+        loops.count_pairs(*images, counts)
+    else:
+        image, point = _pairs_by_tree(wrapped, positions, indices, cutoff)
+        counts += np.bincount(indices[image], minlength=len(atoms))
     shape = (len(atoms), max(1, int(counts.max())))
-    vectors = np.ones((*shape, 3))
-    vectors[atom, column] = wrapped[point] - positions[image]
-    mask = np.zeros(shape, dtype=bool)
-    mask[atom, column] = True
-    index = np.zeros(shape, dtype=np.int64)
-    index[atom, column] = point
+    vectors = torch.ones(*shape, 3, dtype=dtype)
+    mask = torch.zeros(shape, dtype=torch.bool)
+    index = torch.zeros(shape, dtype=torch.int64)
+    if loops is not None:
+        loops.write_pairs(*images, vectors.numpy(), mask.numpy(), index.numpy())
+    else:
+        atom = indices[image]
+        place = atom, np.arange(len(atom)) - np.repeat(np.cumsum(counts) - counts, counts)
+        vectors.numpy()[place] = wrapped[point] - positions[image]
+        mask.numpy()[place] = True
+        index.numpy()[place] = point
     return PointPairs(
         atom=torch.arange(len(atoms), device=device),
-        vectors=torch.as_tensor(vectors, dtype=dtype, device=device),
-        mask=torch.as_tensor(mask, device=device),
-        point=torch.as_tensor(index, device=device),
-        n_points=len(points),
+        vectors=vectors.to(device),
+        mask=mask.to(device),
+        point=index.to(device),
+        n_points=len(wrapped),
     )
+
+
+def _pairs_by_tree(
+    points: NDArray[np.float64],
+    positions: NDArray[np.float64],
+    indices: NDArray[np.int64],
+    cutoff: float,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Images and points of all pairs, by atom, image and point."""
+    found = cKDTree(positions).sparse_distance_matrix(
+        cKDTree(points), cutoff, output_type="ndarray"
+    )
+    image, point = found["i"], found["j"]
+    # One number sorts faster than three.
+    order = np.argsort((indices[image] * len(positions) + image) * len(points) + point)
+    return image[order], point[order]

@@ -5,6 +5,7 @@ import pytest
 import torch
 from ase import Atoms
 
+from eac_model import neighbors
 from eac_model.errors import StructureError, UnknownElementError
 from eac_model.graph import AtomGraph, PointPairs
 from eac_model.neighbors import atom_graph, check_structure, point_pairs
@@ -63,6 +64,22 @@ def test_point_pairs_equal_brute_force_for_every_pbc_and_points_outside_the_cell
     ]
     assert len(found) == len(expected)
     assert np.allclose(sorted(found), sorted(expected))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_compiled_loops_find_what_the_tree_finds_in_the_same_order(dtype, monkeypatch):
+    if neighbors.compiled_search() is None:
+        pytest.skip("numba is not installed")
+    atoms = some_atoms((True, False, True))
+    for points in (np.random.default_rng(2).uniform(-4, 4, (50, 3)), np.empty((0, 3))):
+        compiled = point_pairs(atoms, points, 3.1, dtype)
+        with monkeypatch.context() as patch:
+            patch.setattr(neighbors, "compiled_search", lambda: None)
+            tree = point_pairs(atoms, points, 3.1, dtype)
+        assert compiled.vectors.dtype == tree.vectors.dtype == dtype
+        assert torch.equal(compiled.mask, tree.mask)
+        assert torch.equal(compiled.point, tree.point)
+        assert torch.allclose(compiled.vectors, tree.vectors, rtol=0, atol=1e-6)
 
 
 def test_a_point_on_a_nucleus_is_a_pair():
