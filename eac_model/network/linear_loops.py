@@ -58,23 +58,16 @@ def sum_pairs(
     values
         (m, k), e/Å³, is written where the mask is true.
     """
-    n_rows, most = mask.shape
     width = tables.shape[2]
-    pairs = np.zeros((3, most + ROUND), _f4)
-    places = np.empty(most + 1, np.int64)
-    unit, turn = np.empty((4, WIDTH), _f4), np.empty((2, WIDTH), _f4)
-    by_component = np.empty(((l_max + 1) ** 2, WIDTH), _f4)
-    harmonics = np.zeros((WIDTH, width), _f4)
-    first, weights = np.empty(WIDTH, np.int32), np.empty((4, WIDTH), _f4)
-    for row in range(n_rows):
+    shape = (l_max, core_radius, splines, sectoral, recursion)
+    pairs, places, basis = _scratch(l_max, mask.shape[1], width)
+    harmonics, first, weights = basis[:3]
+    for row in range(len(mask)):
         count = _compress(vectors[row], mask[row], pairs, places)
         table = tables[atoms[row]]
         for begin in range(0, count, WIDTH):
             m = min(count - begin, WIDTH)
-            _basis(
-                pairs, begin, m, l_max, core_radius, splines, sectoral, recursion,
-                unit, turn, by_component, harmonics, first, weights,
-            )  # fmt: skip
+            _write_basis(pairs, begin, m, shape, basis)
             for q in range(m):
                 b = first[q]
                 w0, w1, w2, w3 = weights[0, q], weights[1, q], weights[2, q], weights[3, q]
@@ -100,23 +93,16 @@ def spread_pairs(
     tables: NDArray[np.float32],
 ) -> None:
     """The transpose of :func:`sum_pairs`, with its parameters: is added to ``tables``."""
-    n_rows, most = mask.shape
     width = tables.shape[2]
-    pairs = np.zeros((3, most + ROUND), _f4)
-    places = np.empty(most + 1, np.int64)
-    unit, turn = np.empty((4, WIDTH), _f4), np.empty((2, WIDTH), _f4)
-    by_component = np.empty(((l_max + 1) ** 2, WIDTH), _f4)
-    harmonics = np.zeros((WIDTH, width), _f4)
-    first, weights = np.empty(WIDTH, np.int32), np.empty((4, WIDTH), _f4)
-    for row in range(n_rows):
+    shape = (l_max, core_radius, splines, sectoral, recursion)
+    pairs, places, basis = _scratch(l_max, mask.shape[1], width)
+    harmonics, first, weights = basis[:3]
+    for row in range(len(mask)):
         count = _compress(vectors[row], mask[row], pairs, places)
         table = tables[atoms[row]]
         for begin in range(0, count, WIDTH):
             m = min(count - begin, WIDTH)
-            _basis(
-                pairs, begin, m, l_max, core_radius, splines, sectoral, recursion,
-                unit, turn, by_component, harmonics, first, weights,
-            )  # fmt: skip
+            _write_basis(pairs, begin, m, shape, basis)
             for q in range(m):
                 value = values[row, places[begin + q]]
                 # A loop of its own for every spline: rows of one array might overlap for all that
@@ -139,12 +125,25 @@ def _compress(vectors: Any, mask: Any, pairs: Any, places: Any) -> int:
 
 
 @compiled
-def _basis(
-    pairs: Any, begin: int, m: int, l_max: int, core_radius: Any, splines: Any, sectoral: Any,
-    recursion: Any, unit: Any, turn: Any, by_component: Any, harmonics: Any, first: Any,
-    weights: Any,
-) -> None:  # fmt: skip
-    """Harmonics (pair, component), and the first and the weights of four splines, of m pairs."""
+def _scratch(l_max: int, most: int, width: int) -> Any:
+    """Memory for a row's pairs (vectors, places), and for the basis of :data:`WIDTH` of them.
+
+    The basis: harmonics (pair, component), first and weights of four splines, and what they are
+    made in.
+    """
+    pairs, places = np.zeros((3, most + ROUND), _f4), np.empty(most + 1, np.int64)
+    harmonics = np.zeros((WIDTH, width), _f4)
+    first, weights = np.empty(WIDTH, np.int32), np.empty((4, WIDTH), _f4)
+    by_component = np.empty(((l_max + 1) ** 2, WIDTH), _f4)
+    unit, turn = np.empty((4, WIDTH), _f4), np.empty((2, WIDTH), _f4)
+    return pairs, places, (harmonics, first, weights, by_component, unit, turn)
+
+
+@compiled
+def _write_basis(pairs: Any, begin: int, m: int, shape: Any, basis: Any) -> None:
+    """Harmonics and splines of m pairs, into ``basis`` of :func:`_scratch`."""
+    l_max, core_radius, splines, sectoral, recursion = shape
+    harmonics, first, weights, by_component, unit, turn = basis
     width = (m + ROUND - 1) // ROUND * ROUND
     x, y, z = (
         pairs[0, begin : begin + width],
