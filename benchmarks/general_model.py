@@ -51,9 +51,12 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "elements": ("elements", "boron", "carbon"),
     "binaries": (
         *("rocksalt", "zincblende", "wurtzite", "caesium-chloride", "fluorite", "antifluorite"),
-        *("rutile", "layered", "cuprite", "pyrite", "corundum", "quartz", "pairs"),
+        *("rutile", "layered", "cuprite", "pyrite", "corundum", "quartz", "pairs", "cdi2"),
     ),
-    "intermetallics": (*("b2", "l10", "l12", "d03", "laves", "diborides", "nickeline", "heusler"),),
+    "intermetallics": (
+        *("b2", "l10", "l12", "d03", "laves", "diborides", "nickeline", "heusler"),
+        *("cscl", "alb2"),
+    ),
     "ternaries": ("perovskite", "half-heusler", "chalcopyrite"),
     "alloys": (
         *("alloy", "al-mg", "alloys-of-any", "alloys-of-chromium", "alloys-of-manganese"),
@@ -73,7 +76,8 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "molecules": ("molecules", "radicals"),
     "water": ("water", "monomer", "cluster", "liquid"),
 }
-"""Names of the recipes' entries, without ``test-``, or what they begin with before a hyphen."""
+"""Names of the recipes' entries, without ``test-``, ``drawn-`` or ``ideal-``, or what they begin
+with before a hyphen."""
 
 TARGETS: tuple[tuple[str, str, float], ...] = (
     ("al-mg", "Al–Mg", 0.24),
@@ -301,7 +305,7 @@ def entry_of(key: str) -> str:
 
 def family_of(key: str) -> str:
     """Family of a structure, by its key in the store."""
-    entry = entry_of(key)
+    entry = entry_of(key).removeprefix("drawn-").removeprefix("ideal-")
     for name, entries in FAMILIES.items():
         if entry in entries:
             return name
