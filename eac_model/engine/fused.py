@@ -5,16 +5,14 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eac_model.compiled import compiled_module
+from eac_model.compiled import compiled_module, in_shares
 from eac_model.engine.linear import linear_coefficients, radial_basis_of
 from eac_model.engine.shells import TERMS, Pieces, fit_pieces
 from eac_model.network import EACNet
@@ -228,13 +226,10 @@ class FusedLinear:
         # Densities of each atom are large: one thread's at a time.
         most = 1 if of_each else torch.get_num_threads()
         threads = max(1, min(most, len(points) // POINTS_A_THREAD))
+        parts = in_shares(of_share, len(points), threads)
         if threads == 1:
-            density, total = of_share(slice(None))
+            density, total = parts[0]
         else:
-            edges = np.linspace(0, len(points), threads + 1).astype(int).tolist()
-            shares = [slice(begin, end) for begin, end in pairwise(edges)]
-            with ThreadPoolExecutor(threads) as pool:
-                parts = list(pool.map(of_share, shares))
             density = np.concatenate([part for part, _ in parts], axis=2)
             total = np.sum([sums for _, sums in parts], axis=0)
         return FusedSums(density, present, total[:, places] if integrals else total)

@@ -26,7 +26,7 @@ from e3nn import o3
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eac_model.compiled import compiled_module
+from eac_model.compiled import arrays, compiled_module
 
 EDGES_PER_THREAD = 256
 """Fewer edges than this are not worth the start of threads."""
@@ -216,8 +216,8 @@ class _CompiledConvolution(torch.autograd.Function):
         loops = compiled_convolution()
         assert loops is not None
         gathered = features.new_zeros(features.shape[0], sum(paths.rows), features.shape[2])
-        known = _arrays(features, weights, matrices, senders, receivers, weight_rows)
-        (result,) = _arrays(gathered)
+        known = arrays(features, weights, matrices, senders, receivers, weight_rows)
+        (result,) = arrays(gathered)
 
         def gather(channel: int) -> None:
             lanes = _scratch(features, loops.LANES, features.shape[1], sum(paths.rows))
@@ -241,8 +241,8 @@ class _CompiledConvolution(torch.autograd.Function):
         loops = compiled_convolution()
         assert loops is not None
         of_features, of_weights = torch.zeros_like(features), torch.zeros_like(weights)
-        known = _arrays(features, weights, matrices, senders, receivers, weight_rows)
-        above, *results = _arrays(gradient, of_features, of_weights)
+        known = arrays(features, weights, matrices, senders, receivers, weight_rows)
+        above, *results = arrays(gradient, of_features, of_weights)
         components = features.shape[1]
 
         def spread(channel: int) -> None:
@@ -253,13 +253,9 @@ class _CompiledConvolution(torch.autograd.Function):
         return None, of_features, of_weights, None, None, None, None
 
 
-def _arrays(*tensors: Tensor) -> list[NDArray[Any]]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
-
-
 def _scratch(like: Tensor, lanes: int, *rows: int) -> list[NDArray[Any]]:
     # torch aligns memory to cache lines, which vectors of 16 numbers should not cross.
-    return _arrays(*[like.new_empty(count, lanes, requires_grad=False) for count in rows])
+    return arrays(*[like.new_empty(count, lanes, requires_grad=False) for count in rows])
 
 
 def _in_threads(work: Callable[[int], None], channels: range, edges: int) -> None:

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
 from e3nn import o3
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from eac_model.compiled import compiled_module
+from eac_model.compiled import arrays, compiled_module, in_shares
 from eac_model.graph import PointPairs
 from eac_model.network.config import NetworkConfig
 from eac_model.network.harmonics import recursion_tables
@@ -56,6 +52,7 @@ class LinearDecoder(nn.Module):
             torch.tensor([l for l in range(self.l_max + 1) for _ in range(2 * l + 1)]),
             persistent=False,
         )
+        self.recursion = recursion_tables(self.l_max)
         self.harmonics = o3.SphericalHarmonics(
             list(range(self.l_max + 1)), normalize=False, normalization="component"
         )
@@ -137,13 +134,8 @@ class LinearDecoder(nn.Module):
         tables = nn.functional.pad(by_spline, (0, -by_spline.shape[2] % loops.ROUND))
         sizes = (splines.core_radius, splines.scale, splines.intervals)
         envelope = (self.basis.cutoff, self.basis.power)
-        known = (
-            *_arrays(pairs.atom, pairs.vectors, pairs.mask),
-            self.l_max,
-            self.core_radius,
-            np.array((*sizes, *envelope), np.float32),
-            *recursion_tables(self.l_max),
-        )
+        shape = (self.l_max, self.core_radius, np.array((*sizes, *envelope), np.float32))
+        known = (*arrays(pairs.atom, pairs.vectors, pairs.mask), (*shape, *self.recursion))
         values: Tensor = _Sum.apply(known, tables)
         return values
 
@@ -177,64 +169,50 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, known: tuple[Any, ...], tables: Tensor) -> Tensor:
-        ctx.known, ctx.shape = known, tables.shape
+        ctx.known, ctx.size = known, tables.shape
         loops = compiled_loops()
         assert loops is not None
-        atoms, vectors, mask, *rest = known
+        atoms, vectors, mask, shape = known
         values = tables.new_zeros(mask.shape)
-        (table, result) = _arrays(tables, values)
+        table, result = arrays(tables, values)
 
-        def work(rows: slice, _: int) -> None:
-            loops.sum_pairs(table, atoms[rows], vectors[rows], mask[rows], *rest, result[rows])
+        def work(rows: slice) -> None:
+            loops.sum_pairs(table, atoms[rows], vectors[rows], mask[rows], shape, result[rows])
 
-        _in_threads(work, mask)
+        in_shares(work, len(mask), _threads(mask.shape))
         return values
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
-        return None, _Spread.apply(ctx.known, gradients[0], ctx.shape)
+        return None, _Spread.apply(ctx.known, gradients[0], ctx.size)
 
 
 class _Spread(torch.autograd.Function):
     """The transpose of :class:`_Sum`: its gradient, and the other way about."""
 
     @staticmethod
-    def forward(ctx: Any, known: tuple[Any, ...], values: Tensor, shape: torch.Size) -> Tensor:
+    def forward(ctx: Any, known: tuple[Any, ...], values: Tensor, size: torch.Size) -> Tensor:
         ctx.known = known
         loops = compiled_loops()
         assert loops is not None
-        atoms, vectors, mask, *rest = known
-        # One for each thread: rows of one atom may go to several.
-        parts = values.new_zeros(_threads(mask), *shape)
-        (value, result) = _arrays(values, parts)
+        atoms, vectors, mask, shape = known
+        (value,) = arrays(values)
 
-        def work(rows: slice, thread: int) -> None:
+        def work(rows: slice) -> Tensor:
+            # Its own: rows of one atom may go to several threads.
+            tables = values.new_zeros(size)
             chosen = value[rows], atoms[rows], vectors[rows], mask[rows]
-            loops.spread_pairs(*chosen, *rest, result[thread])
+            loops.spread_pairs(*chosen, shape, tables.numpy())
+            return tables
 
-        _in_threads(work, mask)
-        return parts.sum(dim=0)
+        parts = in_shares(work, len(mask), _threads(mask.shape))
+        return parts[0] if len(parts) == 1 else torch.stack(parts).sum(dim=0)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Any:
         return None, _Sum.apply(ctx.known, gradients[0]), None
 
 
-def _arrays(*tensors: Tensor) -> list[NDArray[Any]]:
-    return [tensor.detach().contiguous().numpy() for tensor in tensors]
-
-
-def _threads(mask: NDArray[np.bool_]) -> int:
-    return max(1, min(torch.get_num_threads(), len(mask), mask.size // PAIRS_PER_THREAD))
-
-
-def _in_threads(work: Callable[[slice, int], None], mask: NDArray[np.bool_]) -> None:
-    """Rows shared out evenly; ``work`` takes the rows and the number of the thread."""
-    threads = _threads(mask)
-    ends = np.linspace(0, len(mask), threads + 1).astype(int).tolist()
-    parts = [slice(*pair) for pair in pairwise(ends)]
-    if threads == 1:
-        work(parts[0], 0)
-        return
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, parts, range(threads)))
+def _threads(shape: tuple[int, int]) -> int:
+    rows, width = shape
+    return max(1, min(torch.get_num_threads(), rows, rows * width // PAIRS_PER_THREAD))

@@ -32,11 +32,7 @@ def sum_pairs(
     atoms: NDArray[np.int64],
     vectors: NDArray[np.float32],
     mask: NDArray[np.bool_],
-    l_max: int,
-    core_radius: float,
-    splines: NDArray[np.float32],
-    sectoral: NDArray[np.float32],
-    recursion: NDArray[np.float32],
+    shape: Any,
     values: NDArray[np.float32],
 ) -> None:
     """Contributions of all pairs.
@@ -48,19 +44,15 @@ def sum_pairs(
         with zeros to a multiple of :data:`ROUND`.
     atoms, vectors, mask
         (m,), (m, k, 3), (m, k) of :class:`eac_model.graph.PointPairs`.
-    core_radius
-        a, Å.
-    splines
-        Knot radius, steps per unit of x, number of intervals, cutoff and power of the envelope, as
-        in :class:`eac_model.network.radial.SplineBasis` and ``polynomial_cutoff``.
-    sectoral, recursion
-        :func:`eac_model.network.harmonics.recursion_tables`.
+    shape
+        l_max; a, Å; of the splines knot radius, steps per unit of x, number of intervals, cutoff
+        and power of the envelope (:class:`eac_model.network.radial.SplineBasis`,
+        ``polynomial_cutoff``); both of :func:`eac_model.network.harmonics.recursion_tables`.
     values
         (m, k), e/Å³, is written where the mask is true.
     """
     width = tables.shape[2]
-    shape = (l_max, core_radius, splines, sectoral, recursion)
-    pairs, places, basis = _scratch(l_max, mask.shape[1], width)
+    pairs, places, basis = _scratch(shape[0], mask.shape[1], width)
     harmonics, first, weights = basis[:3]
     for row in range(len(mask)):
         count = _compress(vectors[row], mask[row], pairs, places)
@@ -85,17 +77,12 @@ def spread_pairs(
     atoms: NDArray[np.int64],
     vectors: NDArray[np.float32],
     mask: NDArray[np.bool_],
-    l_max: int,
-    core_radius: float,
-    splines: NDArray[np.float32],
-    sectoral: NDArray[np.float32],
-    recursion: NDArray[np.float32],
+    shape: Any,
     tables: NDArray[np.float32],
 ) -> None:
     """The transpose of :func:`sum_pairs`, with its parameters: is added to ``tables``."""
     width = tables.shape[2]
-    shape = (l_max, core_radius, splines, sectoral, recursion)
-    pairs, places, basis = _scratch(l_max, mask.shape[1], width)
+    pairs, places, basis = _scratch(shape[0], mask.shape[1], width)
     harmonics, first, weights = basis[:3]
     for row in range(len(mask)):
         count = _compress(vectors[row], mask[row], pairs, places)
