@@ -283,9 +283,21 @@ class MoleculeEntry(_Distorted):
     """Names known to ``ase.build.molecule``; open shells bring their magnetic moments."""
     vacuum: PositiveFloat = 3.5
     """Vacuum on every side, Å."""
+    substitute: dict[str, Symbols] = Field(default_factory=dict)
+    """For elements the elements that every atom of theirs becomes, drawn one by one; repeat those
+    wanted more often. Bonds take the length of the new radii, angles stay. Elements of the same
+    valence keep closed shells closed."""
 
     defaults: ClassVar[dict[str, Any]] = {"kpoint_density": None, "smearing": 0.0}
     lists: ClassVar[tuple[str, ...]] = ("molecules",)
+
+    @field_validator("substitute")
+    @classmethod
+    def _substitutes_exist(cls, value: dict[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+        for symbol, others in value.items():
+            for element in (symbol, *others):
+                _check_element(element)
+        return value
 
     @field_validator("molecules")
     @classmethod

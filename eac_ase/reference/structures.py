@@ -6,6 +6,7 @@ Every builder is a function of an entry, one of its members and a random number 
 from __future__ import annotations
 
 import math
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,8 @@ from ase.formula import Formula
 from ase.neighborlist import neighbor_list
 from numpy.random import Generator
 from numpy.typing import NDArray
+from scipy.optimize import least_squares
+from scipy.spatial.distance import pdist
 
 from eac_ase.reference.prototypes import PROTOTYPES, lattice_constant, metallic_volume
 from eac_ase.reference.recipe import (
@@ -34,6 +37,8 @@ from eac_model.errors import ConfigurationError, StructureError
 
 _CLOSEST = 0.55  # of the sum of covalent radii: H–H 0.34 Å, Si–Si 1.22 Å
 _ATTEMPTS = 50
+_BONDED = 1.25  # of the sum of covalent radii
+_FAR_WEIGHT = 0.05  # of pairs that are neither bonded nor an angle apart, against those that are
 _SOFTEST = 0.5  # THz; softer phonons, and unstable ones, are left alone
 
 
@@ -146,10 +151,40 @@ def _slab(entry: SlabEntry, member: str, rng: Generator) -> Atoms:
 
 def _molecule(entry: MoleculeEntry, member: str, rng: Generator) -> Atoms:
     atoms = molecule(member)
+    if entry.substitute:
+        _substitute(atoms, entry.substitute, rng)
     atoms.euler_rotate(*rng.uniform(0, 360, 3))
     _deform(atoms, entry, rng)
     atoms.center(vacuum=entry.vacuum)
     return atoms
+
+
+def _substitute(atoms: Atoms, choices: dict[str, tuple[str, ...]], rng: Generator) -> None:
+    """Draw elements for the atoms; bonds get the length of the new radii, angles stay."""
+    distances, old = atoms.get_all_distances(), covalent_radii[atoms.numbers]
+    atoms.symbols = [str(rng.choice(choices.get(symbol, (symbol,)))) for symbol in atoms.symbols]
+    new = covalent_radii[atoms.numbers]
+    one, other = np.triu_indices(len(atoms), 1)
+    bonded = distances < _BONDED * (old[:, None] + old)
+    np.fill_diagonal(bonded, False)
+    wanted = distances * (new[:, None] + new) / (old[:, None] + old)
+    weights = np.where(bonded, 1.0, _FAR_WEIGHT)
+    for middle in range(len(atoms)):
+        for a, b in combinations(np.flatnonzero(bonded[middle]), 2):
+            if not bonded[a, b]:
+                vectors = [
+                    (atoms.positions[end] - atoms.positions[middle])
+                    * (wanted[end, middle] / distances[end, middle])
+                    for end in (a, b)
+                ]
+                wanted[a, b] = wanted[b, a] = np.linalg.norm(vectors[0] - vectors[1])
+                weights[a, b] = weights[b, a] = 1.0
+
+    def residuals(positions: NDArray[np.float64]) -> NDArray[np.float64]:
+        lengths = pdist(positions.reshape(-1, 3))
+        return weights[one, other] * (lengths / wanted[one, other] - 1)
+
+    atoms.positions = least_squares(residuals, atoms.positions.ravel()).x.reshape(-1, 3)
 
 
 def _phonons(entry: PhononEntry, member: str, rng: Generator) -> Atoms:

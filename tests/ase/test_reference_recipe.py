@@ -8,6 +8,7 @@ from ase.build import molecule
 from ase.formula import Formula
 
 from eac_ase.reference.recipe import Recipe, Settings
+from eac_ase.reference.structures import build
 from eac_model.errors import ConfigurationError
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes" / "data").glob("*.yaml"))
@@ -85,6 +86,10 @@ def test_settings_come_from_the_entry_then_its_kind_then_the_recipe():
         (crystal(kind="cristal"), r"structures\[c\]: .*'cristal'"),
         ({"name": "m", "kind": "molecule", "molecules": ["H2O", "H3O"]}, "no molecules H3O"),
         ({"name": "m", "kind": "molecule", "molecules": ["CN", False]}, "YAML reads NO"),
+        (
+            {"name": "m", "kind": "molecule", "molecules": "CO", "substitute": {"C": ["Xq"]}},
+            "'Xq' is no element",
+        ),
         ({"name": "a", "kind": "alloy", "elements": ["Al"]}, r"structures\[a\]\.elements"),
     ],
 )
@@ -126,7 +131,8 @@ def test_the_general_recipe_holds_out_by_composition():
             counts = Formula(task.member.split("-")[0]).reduce()[0].count()
             compositions[task.split].add(frozenset(counts.items()))
         elif task.entry.kind == "molecule":
-            counts = molecule(task.member).symbols.formula.reduce()[0].count()
+            made = build(task) if task.entry.substitute else molecule(task.member)
+            counts = made.symbols.formula.reduce()[0].count()
             compositions[task.split].add(frozenset(counts.items()))
         elif task.entry.kind == "alloy" and task.split == "train":
             assert len(set(task.entry.elements) & HELD_OUT_SET) < 2

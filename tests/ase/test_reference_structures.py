@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from ase.build import molecule
 from ase.data import atomic_numbers, covalent_radii
 from ase.formula import Formula
 from ase.neighborlist import neighbor_list
@@ -187,6 +188,32 @@ def test_molecules_are_turned_and_keep_their_bonds_and_moments():
     assert atoms.get_initial_magnetic_moments().tolist() == [1, 1]
     np.testing.assert_allclose(
         np.diag(atoms.cell) - np.ptp(atoms.positions, axis=0), 5.0, atol=1e-9
+    )
+
+
+def test_substituted_molecules_have_bonds_of_their_elements_and_the_old_angles():
+    entry = {"name": "m", "kind": "molecule", "molecules": "CH4"}
+    entry["substitute"] = {"C": ["Si"], "H": ["H", "Cl"]}
+    atoms = build(first(entry))
+    assert atoms.symbols[0] == "Si"
+    assert set(atoms.symbols[1:]) <= {"H", "Cl"}
+    radii = covalent_radii[atoms.numbers]
+    old = 1.09 / (covalent_radii[6] + covalent_radii[1])
+    for hydrogen in range(1, 5):
+        wanted = old * (radii[0] + radii[hydrogen])
+        assert atoms.get_distance(0, hydrogen) == pytest.approx(wanted, rel=0.02)
+        for other in range(1, hydrogen):
+            assert atoms.get_angle(hydrogen, 0, other) == pytest.approx(109.47, abs=2)
+    many = Recipe.model_validate({"structures": [entry | {"count": 20}]}).tasks()
+    assert len({str(build(task).symbols) for task in many}) > 4
+
+
+def test_a_molecule_substituted_by_itself_stays_as_it_is():
+    entry = {"name": "m", "kind": "molecule", "molecules": "CH3CH2OH"}
+    entry["substitute"] = {"C": "C"}
+    atoms = build(first(entry))
+    np.testing.assert_allclose(
+        atoms.get_all_distances(), molecule("CH3CH2OH").get_all_distances(), atol=1e-6
     )
 
 
