@@ -28,6 +28,7 @@ from eac_model.training.data import (
     BatchBuilder,
     Source,
     covering,
+    with_progress,
 )
 from eac_model.training.draws import point_generator
 
@@ -47,7 +48,9 @@ def calibrate(
     network, card = load_model(path)
     training = [
         found
-        for index in covering(train, config.seed, EXAMPLE_STRUCTURES)
+        for index in with_progress(
+            covering(train, config.seed, EXAMPLE_STRUCTURES), "familiar surroundings"
+        )
         if (found := _environments(network, train[index])) is not None
     ]
     if not training:
@@ -74,7 +77,7 @@ def _with_errors(
     network: DensityNetwork, config: TrainingConfig, sources: Sequence[Source]
 ) -> Iterator[CalibrationStructure]:
     builder = BatchBuilder(sources, network.config, network.dtype, cache_bytes=0)
-    for index, source in enumerate(sources):
+    for index, source in enumerate(with_progress(sources, "expected errors")):
         graph = atom_graph(source.atoms, network.config.atom_cutoff, network.dtype)
         descriptors = network.spin_descriptors(graph)
         n_points = min(POINTS, source.n_points)

@@ -6,10 +6,10 @@ import glob
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -29,8 +29,10 @@ from eac_model.graph import AtomGraph, PointPairs
 from eac_model.neighbors import atom_graph, check_structure, point_pairs
 from eac_model.network import AnyNetworkConfig
 from eac_model.onsite import OnsiteLayout
-from eac_model.training.config import DataSection, TrainingConfig
+from eac_model.training.config import TrainingConfig
 from eac_model.training.draws import left_out, point_generator, structures_of_step
+
+Item = TypeVar("Item")
 
 log = logging.getLogger(__name__)
 
@@ -529,17 +531,20 @@ def onsite_layout(sources: Sequence[Source]) -> OnsiteLayout:
     return OnsiteLayout.of_gpaw(found)
 
 
-def superposition_samples(
-    train: Sequence[Source], data: DataSection, seed: int
-) -> Iterator[DensitySample]:
+def superposition_samples(train: Sequence[Source], seed: int) -> Iterator[DensitySample]:
     """Point samples for the fit of free-atom densities: up to 64 structures of every element."""
-    for index in covering(train, seed, 64):
+    for index in with_progress(covering(train, seed, 64), "free atoms"):
         source = train[index]
         if source.n_points <= 5000:
             yield source.select(np.arange(source.n_points))
         else:
             rng = point_generator(seed, index)
             yield source.select(np.sort(rng.choice(source.n_points, 5000, replace=False)))
+
+
+def with_progress(items: Sequence[Item], what: str) -> Iterable[Item]:
+    """The items, with a bar that goes away at the end, and that only a terminal gets."""
+    return tqdm(items, desc=what, leave=False, disable=None)
 
 
 def covering(train: Sequence[Source], seed: int, count: int) -> list[int]:
@@ -568,7 +573,7 @@ def onsite_examples(
     dtype = torch.float64 if config.precision == "64" else torch.float32
     nowhere = np.empty(0, dtype=np.int64)
     examples = []
-    for index in covering(train, config.seed, EXAMPLE_STRUCTURES):
+    for index in with_progress(covering(train, config.seed, EXAMPLE_STRUCTURES), "on-site data"):
         sample = train[index].select(nowhere)
         rows = torch.as_tensor(onsite_rows(layout, sample), dtype=dtype)
         examples.append((atom_graph(sample.atoms, config.network.atom_cutoff, dtype), rows))
@@ -587,7 +592,7 @@ def _expand(patterns: Sequence[str], key: str) -> list[Path]:
 
 def _read_all(files: Sequence[Path]) -> list[Source]:
     sources: list[Source] = []
-    for file in tqdm(files, desc="reading", unit="file", leave=False, disable=None):
+    for file in with_progress(files, "reading"):
         for source in _open(file):
             try:
                 check_structure(source.atoms)
@@ -601,5 +606,5 @@ def _open(path: Path) -> list[Source]:
     if not path.is_dir():
         return [LoadedSource(read_density(path))]
     store = DensityStore.open(path)
-    indices = tqdm(range(len(store)), desc=path.name, leave=False, disable=None)
+    indices = with_progress(range(len(store)), path.name)
     return [StoredSource(store, index) for index in indices]

@@ -32,6 +32,7 @@ from eac_model.training.data import (
     onsite_examples,
     onsite_layout,
     superposition_samples,
+    with_progress,
 )
 from eac_model.training.files import AtomicCheckpointIO, RunFiles, load_state
 from eac_model.training.module import TrainingModule
@@ -150,15 +151,17 @@ def _fit_tables(
         ours.density_kind,
     )
     if network.superposition is not None and not same:
-        error = network.fit_superposition(superposition_samples(train, config.data, config.seed))
+        error = network.fit_superposition(superposition_samples(train, config.seed))
         log.info("superposed free atoms: ε_mae %.2f %%", error)
     if network.onsite is not None:
         layout = None if origin is None else origin.config.onsite
         if not same or layout != network.config.onsite:
             nowhere = np.empty(0, dtype=np.int64)
-            network.onsite.fit(source.select(nowhere) for source in train)
+            network.onsite.fit(
+                source.select(nowhere) for source in with_progress(train, "on-site data")
+            )
     if origin is None:
-        network.fit_scales(superposition_samples(train, config.data, config.seed))
+        network.fit_scales(superposition_samples(train, config.seed))
 
 
 def _fit(

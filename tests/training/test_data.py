@@ -9,7 +9,6 @@ from eac_model.errors import ConfigurationError, DensityFileError
 from eac_model.neighbors import point_pairs
 from eac_model.network import NetworkConfig
 from eac_model.training import data as training_data
-from eac_model.training.config import DataSection
 from eac_model.training.data import (
     BatchBuilder,
     LoadedSource,
@@ -181,6 +180,6 @@ def test_every_element_is_among_the_structures_that_free_atoms_are_fitted_to():
     rare = scattered(70)
     rare.atoms.numbers[1] = 79
     sources = [LoadedSource(sample) for sample in [*common, rare]]
-    chosen = list(superposition_samples(sources, DataSection(train=("x",)), seed=3))
+    chosen = list(superposition_samples(sources, seed=3))
     assert any("Au" in sample.atoms.symbols for sample in chosen)
     assert 64 <= len(chosen) <= 65
