@@ -161,30 +161,33 @@ def _molecule(entry: MoleculeEntry, member: str, rng: Generator) -> Atoms:
 
 def _substitute(atoms: Atoms, choices: dict[str, tuple[str, ...]], rng: Generator) -> None:
     """Draw elements for the atoms; bonds get the length of the new radii, angles stay."""
-    distances, old = atoms.get_all_distances(), covalent_radii[atoms.numbers]
-    atoms.symbols = [str(rng.choice(choices.get(symbol, (symbol,)))) for symbol in atoms.symbols]
-    new = covalent_radii[atoms.numbers]
-    one, other = np.triu_indices(len(atoms), 1)
-    bonded = distances < _BONDED * (old[:, None] + old)
+    distances, before = atoms.get_all_distances(), _bond_lengths(atoms)
+    bonded = distances < _BONDED * before
     np.fill_diagonal(bonded, False)
-    wanted = distances * (new[:, None] + new) / (old[:, None] + old)
+    atoms.symbols = [str(rng.choice(choices.get(symbol, (symbol,)))) for symbol in atoms.symbols]
+    wanted = distances * _bond_lengths(atoms) / before
     weights = np.where(bonded, 1.0, _FAR_WEIGHT)
     for middle in range(len(atoms)):
+        arms = (atoms.positions - atoms.positions[middle]) * (
+            wanted[middle] / np.maximum(distances[middle], 1e-9)
+        )[:, None]
         for a, b in combinations(np.flatnonzero(bonded[middle]), 2):
             if not bonded[a, b]:
-                vectors = [
-                    (atoms.positions[end] - atoms.positions[middle])
-                    * (wanted[end, middle] / distances[end, middle])
-                    for end in (a, b)
-                ]
-                wanted[a, b] = wanted[b, a] = np.linalg.norm(vectors[0] - vectors[1])
+                wanted[a, b] = wanted[b, a] = np.linalg.norm(arms[a] - arms[b])
                 weights[a, b] = weights[b, a] = 1.0
+    one, other = np.triu_indices(len(atoms), 1)
 
     def residuals(positions: NDArray[np.float64]) -> NDArray[np.float64]:
         lengths = pdist(positions.reshape(-1, 3))
         return weights[one, other] * (lengths / wanted[one, other] - 1)
 
     atoms.positions = least_squares(residuals, atoms.positions.ravel()).x.reshape(-1, 3)
+
+
+def _bond_lengths(atoms: Atoms) -> NDArray[np.float64]:
+    """Sums of the covalent radii of all pairs, (n, n), Å."""
+    radii = covalent_radii[atoms.numbers]
+    return np.add.outer(radii, radii)
 
 
 def _phonons(entry: PhononEntry, member: str, rng: Generator) -> Atoms:
