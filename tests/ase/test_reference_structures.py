@@ -208,6 +208,11 @@ def test_substituted_molecules_have_bonds_of_their_elements_and_the_old_angles()
     assert len({str(build(task).symbols) for task in many}) > 4
 
 
+def test_a_single_atom_can_be_exchanged():
+    entry = {"name": "m", "kind": "molecule", "molecules": "Na", "substitute": {"Na": "K"}}
+    assert build(first(entry)).get_chemical_symbols() == ["K"]
+
+
 def test_a_molecule_substituted_by_itself_stays_as_it_is():
     entry = {"name": "m", "kind": "molecule", "molecules": "CH3CH2OH"}
     entry["substitute"] = {"C": "C"}
