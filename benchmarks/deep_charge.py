@@ -63,15 +63,15 @@ def main() -> None:
             "points": count,
             "steps": options.steps,
             "points_per_step": options.points_per_step,
-            "weight_decay": options.weight_decay,
         }
         if results.has(**key):
             continue
         seen = samples_of(store, element)[0]
         print(f"[{number}/{len(todo)}] {network}, {element}, {count} points", flush=True)
         slug = network.replace(" + ", "-").replace(" ", "-")
-        budget = f"{options.steps}x{options.points_per_step}-{options.weight_decay:g}"
-        folder = options.runs / f"{slug}-{element}-{count}-{budget}"
+        folder = (
+            options.runs / f"{slug}-{element}-{count}-{options.steps}x{options.points_per_step}"
+        )
         calculator, figures = learn(options, NETWORKS[network], seen, count, folder)
         tests = samples_of(DensityStore.open(unseen), element)
         found = test(calculator, tests) | figures
@@ -118,7 +118,6 @@ def learn(
                 "steps": steps,
                 "optimizer": options.optimizer,
                 "learning_rate": options.learning_rate,
-                "weight_decay": options.weight_decay,
                 "warmup_steps": min(100, steps // 5),
                 "decay": [{"final": options.learning_rate / 50}],
             },
@@ -218,9 +217,6 @@ def _options() -> argparse.Namespace:
     options.add_argument("--points-per-step", type=int, default=500, help="points a step")
     options.add_argument("--optimizer", choices=["adam", "muon"], default="muon", help="optimiser")
     options.add_argument("--learning-rate", type=float, default=6e-3, help="after the warm-up")
-    options.add_argument(
-        "--weight-decay", type=float, default=0.0, help="a step takes this times its rate"
-    )
     options.add_argument("--seed", type=int, default=0, help="of weights and draws")
     options.add_argument(
         "--accelerator", choices=["auto", "cpu", "gpu"], default="auto", help="device to train on"

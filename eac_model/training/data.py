@@ -532,8 +532,8 @@ def onsite_layout(sources: Sequence[Source]) -> OnsiteLayout:
 
 
 def superposition_samples(train: Sequence[Source], seed: int) -> Iterator[DensitySample]:
-    """Point samples for the fit of free-atom densities: up to 64 structures of every element."""
-    for index in with_progress(covering(train, seed, 64), "free atoms"):
+    """Point samples to fit free-atom densities and scales to: up to 64 structures an element."""
+    for index in with_progress(covering(train, seed, 64), "sampling densities"):
         source = train[index]
         if source.n_points <= 5000:
             yield source.select(np.arange(source.n_points))
