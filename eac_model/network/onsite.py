@@ -204,19 +204,22 @@ class OnsiteHead(nn.Module):
         start = 0
         for number, symbol in zip(self.numbers, self.symbols, strict=True):
             blocks = self.layout.blocks(symbol)
+            stop = start + len(blocks)
             atoms = (numbers == number).nonzero().squeeze(-1)
-            basis = self._basis(symbol, deviation)
-            spread = self.get_buffer(f"spread_{symbol}")
-            irreps = deviation[atoms, : len(basis)] @ basis
-            for index, block in enumerate(blocks, start=start):
-                # Without a question to the device: on a GPU each would wait for all before it.
-                unit = spread[block.columns.start]
-                varies = unit > 0
-                scaled = irreps[:, block.columns] / torch.where(varies, unit, 1.0)
+            if len(atoms) > 0:
+                irreps = deviation[atoms, : self.layout.size(symbol)]
+                irreps = irreps @ self._basis(symbol, deviation)
+                spread = self.get_buffer(f"spread_{symbol}")
+                varies = spread > 0
+                squares = (irreps / torch.where(varies, spread, 1.0)).square()
+                dims = torch.tensor([block.irrep.dim for block in blocks], device=squares.device)
+                block = torch.arange(len(blocks), device=squares.device).repeat_interleave(dims)
+                sums = squares.new_zeros(len(atoms), len(blocks)).index_add(1, block, squares)
                 # The root has no gradient at zero.
-                found = (scaled.square().mean(dim=1) + 1e-12).sqrt()
-                errors[atoms, index] = torch.where(varies, found, torch.nan)
-            start += len(blocks)
+                found = (sums / dims + 1e-12).sqrt()
+                firsts = varies[dims.cumsum(0) - dims]
+                errors[atoms, start:stop] = torch.where(firsts, found, torch.nan)
+            start = stop
         return errors
 
     def _basis(self, symbol: str, like: Tensor) -> Tensor:

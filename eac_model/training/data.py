@@ -40,6 +40,9 @@ VALIDATION_BLOCK = 4000
 """Points evaluated at once in validation; bounds its memory."""
 
 
+SUPERPOSITION_POINTS = 500_000
+"""Points that free-atom densities are fitted to, of all structures together."""
+
 EXAMPLE_STRUCTURES = 300
 """Structures with an element from which its readouts of on-site data are fitted."""
 
@@ -532,14 +535,19 @@ def onsite_layout(sources: Sequence[Source]) -> OnsiteLayout:
 
 
 def superposition_samples(train: Sequence[Source], seed: int) -> Iterator[DensitySample]:
-    """Point samples to fit free-atom densities and scales to: up to 64 structures an element."""
-    for index in with_progress(covering(train, seed, 64), "sampling densities"):
+    """Point samples to fit free-atom densities and scales to: up to 64 structures an element.
+
+    Many structures need fewer points each; they share :data:`SUPERPOSITION_POINTS`.
+    """
+    chosen = covering(train, seed, 64)
+    count = int(np.clip(SUPERPOSITION_POINTS // len(chosen), 1000, 5000))
+    for index in with_progress(chosen, "sampling densities"):
         source = train[index]
-        if source.n_points <= 5000:
+        if source.n_points <= count:
             yield source.select(np.arange(source.n_points))
         else:
             rng = point_generator(seed, index)
-            yield source.select(np.sort(rng.choice(source.n_points, 5000, replace=False)))
+            yield source.select(np.sort(rng.choice(source.n_points, count, replace=False)))
 
 
 def with_progress(items: Sequence[Item], what: str) -> Iterable[Item]:

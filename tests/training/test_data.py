@@ -183,3 +183,14 @@ def test_every_element_is_among_the_structures_that_free_atoms_are_fitted_to():
     chosen = list(superposition_samples(sources, seed=3))
     assert any("Au" in sample.atoms.symbols for sample in chosen)
     assert 64 <= len(chosen) <= 65
+
+
+def test_many_structures_share_the_points_that_free_atoms_are_fitted_to(monkeypatch):
+    sources = [LoadedSource(scattered(seed, points=6000)) for seed in range(3)]
+
+    def sizes():
+        return [sample.density.size for sample in superposition_samples(sources, seed=3)]
+
+    assert sizes() == [5000, 5000, 5000]
+    monkeypatch.setattr("eac_model.training.data.SUPERPOSITION_POINTS", 6000)
+    assert sizes() == [2000, 2000, 2000]
