@@ -163,7 +163,7 @@ class PredictedStart:
             calculator.log("Density: from the wave functions of the last geometry\n")
             return
         dft = calculator.dft
-        state = self._predict(_with_moments(atoms, dft), dft.density, calculator.comm)
+        state = self._predict(_with_moments(atoms, calculator), dft.density, calculator.comm)
         if not self._declined:
             fill_density(dft.density, state)
             dft.density.symmetrize(dft.ibzwfs.ibz.symmetries)
@@ -178,6 +178,10 @@ class PredictedStart:
         -------
         density, setups, relative positions
         """
+        from gpaw.utilities import check_atoms_too_close, check_atoms_too_close_to_boundary
+
+        check_atoms_too_close(atoms)
+        check_atoms_too_close_to_boundary(atoms)
         builder = calculator.params.dft_component_builder(
             atoms, log=calculator.log, comm=calculator.comm
         )
@@ -209,7 +213,14 @@ class PredictedStart:
             atoms, calculator.comm, calculator.log
         )
         components = (*components[:7], calculator.params, *components[8:])
-        return DFT(atoms, mode="", converge=False, _components=components)
+        dft = DFT(atoms, mode="", converge=False, _components=components)
+        if self.keep and dft.pot_calc.xc.type == "MGGA":
+            raise ConfigurationError(
+                f"{dft.pot_calc.xc.name} depends on the kinetic energy density, which follows from "
+                "wave functions and not from a prediction: a density alone fixes no potential. "
+                "Take start_from_density."
+            )
+        return dft
 
     def _fill_new(self, builder: Any, density: Any) -> None:
         atoms = builder.atoms.copy()
@@ -231,12 +242,13 @@ class PredictedStart:
     def _predict(self, atoms: Atoms, density: Any, comm: Any) -> PawState:
         began = perf_counter()
         n1, n2, n3 = (int(n) for n in density.nt_sR.desc.size_c)
+        atoms = atoms.copy()
+        # Plane waves have no borders, whatever the atoms say.
+        atoms.pbc = ~np.asarray(density.nt_sR.desc.zerobc_c)
         state = predict_once(self.model, atoms, (n1, n2, n3), comm)
         self._seconds = perf_counter() - began
         self._expected_error = state.expected_error
-        # A wrong density costs a few iterations, moments of another magnetic state cost many.
-        moments = density.ncomponents == 2 and state.difference is not None
-        self._declined = state.unfamiliar and moments and not self.keep
+        self._declined = state.is_of_doubtful_moments(density.ncomponents) and not self.keep
         return state
 
     def _after_filling(self, calculator: Any, kind: Literal["new", "moved", "new cell"]) -> None:
@@ -255,6 +267,8 @@ class PredictedStart:
         error = self._expected_error
         # Expected errors are those of the total density.
         good = error is None or (error < HOLD_BELOW and dft.density.ncomponents == 1)
+        # The kinetic energy density of meta-GGAs is that of atoms until GPAW makes it anew.
+        good = good and dft.pot_calc.xc.type != "MGGA"
         by_itself = self.hold is None and iterative and not (self.refresh or self.keep) and good
         hold = self.hold or 0
         if dft.scf_loop.eigensolver.direct and self.refresh + hold:
@@ -359,12 +373,7 @@ def start_from_density(
     check_model(model, str(calculator.params.xc.name))
     start = PredictedStart(model, refresh, hold, moves)
     _warn_of_missing_matrices(start)
-    if calculator.params.charge:
-        warnings.warn(
-            f"The cell has the charge {calculator.params.charge:+g}; models know neutral "
-            "structures, and the difference is spread in proportion to the density.",
-            stacklevel=2,
-        )
+    _warn_of_charge(calculator)
     return _attach(calculator, start)
 
 
@@ -403,6 +412,7 @@ def fixed_density(calculator: Any, model: DensityModel, *, refresh: int | None =
     check_model(model, str(calculator.params.xc.name))
     start = PredictedStart(model, refresh, 0, "restart", keep=True)
     _warn_of_missing_matrices(start)
+    _warn_of_charge(calculator)
     return _attach(calculator, start)
 
 
@@ -596,7 +606,11 @@ def _attach(calculator: Any, start: PredictedStart) -> Any:
 
     def with_other_parameters(**parameters: Any) -> Any:
         again = PredictedStart(start.model, start.refresh, start.hold, start.moves, keep=start.keep)
-        return _attach(kind.new(gpaw, **parameters), again)
+        other = kind.new(gpaw, **parameters)
+        check_model(start.model, str(other.params.xc.name))
+        if "charge" in parameters:
+            _warn_of_charge(other)
+        return _attach(other, again)
 
     calculator.new = with_other_parameters
     if start.keep:
@@ -630,13 +644,28 @@ def _set_first_step(dft: Any, parameters: Any, step: float) -> None:
         dft.scf_loop.mixer.beta = step
 
 
-def _with_moments(atoms: Atoms, dft: Any) -> Atoms:
+def _with_moments(atoms: Atoms, calculator: Any) -> Atoms:
+    """With the moments GPAW began with, or those there are if it began with none."""
+    from gpaw.new.builder import normalize_initial_magmoms
+
+    density = calculator.dft.density
+    moments = None
+    if density.ncomponents == 2:
+        moments = normalize_initial_magmoms(atoms, calculator.params.magmoms, True)[0][:, 2]
+        if not moments.any():
+            moments = density.calculate_magnetic_moments()[1][:, 2]
     atoms = atoms.copy()
-    if dft.density.ncomponents != 2:
-        atoms.set_initial_magnetic_moments(None)
-    elif not atoms.get_initial_magnetic_moments().any():
-        atoms.set_initial_magnetic_moments(dft.density.calculate_magnetic_moments()[1][:, 2])
+    atoms.set_initial_magnetic_moments(moments)
     return atoms
+
+
+def _warn_of_charge(calculator: Any) -> None:
+    if calculator.params.charge:
+        warnings.warn(
+            f"The cell has the charge {calculator.params.charge:+g}; models know neutral "
+            "structures, and the difference is spread in proportion to the density.",
+            stacklevel=3,
+        )
 
 
 def _warn_of_missing_matrices(start: PredictedStart) -> None:

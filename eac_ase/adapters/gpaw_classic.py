@@ -53,12 +53,17 @@ def _replace(calculator: Any, model: DensityModel) -> None:
             f"{model.card.name!r} predicts collinear spins at most. Start without it."
         )
     atoms = calculator.atoms.copy()
-    if density.nspins == 1:
-        atoms.set_initial_magnetic_moments(None)
+    # Hund's rule sets moments that the atoms do not have.
+    atoms.set_initial_magnetic_moments(density.magmom_av[:, 2] if density.nspins == 2 else None)
+    # Plane waves have no borders, whatever the atoms say.
+    atoms.pbc = density.gd.pbc_c
     check_setups(model, atoms, density.setups)
     grid = density.gd
     n1, n2, n3 = (int(n) for n in grid.N_c)
     state = predict_once(model, atoms, (n1, n2, n3), wfs.world)
+    if state.is_of_doubtful_moments(density.nspins):
+        calculator.log(f"Density: GPAW's own, surroundings unknown to {model.card.name}")
+        return
     part = tuple(slice(b, e) for b, e in zip(grid.beg_c, grid.end_c, strict=True))
     difference = None if state.difference is None else state.difference[part]
     density.nt_sG[:] = channels_of_spin(state.total[part], difference, density.nt_sG)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from ase import Atoms
 from ase.calculators.calculator import PropertyNotImplementedError
+from ase.data import chemical_symbols
 from ase.units import Bohr
 from numpy.typing import NDArray
 
@@ -65,6 +66,13 @@ class PawState:
     """ε_mae that the model expects of the density, percent; None if it cannot tell."""
     unfamiliar: bool
     """Whether some surroundings are unlike all that the model was trained on."""
+
+    def is_of_doubtful_moments(self, n_spin: int) -> bool:
+        """Whether a calculation with so many spins had better begin by itself.
+
+        A wrong density costs a few iterations, moments of another magnetic state cost many.
+        """
+        return self.unfamiliar and n_spin == 2 and self.difference is not None
 
 
 def predict_state(model: DensityModel, atoms: Atoms, shape: Shape) -> PawState:
@@ -183,12 +191,13 @@ class KnownDensity:
                 np.array_equal(sample.atoms.numbers, atoms.numbers)
                 and np.allclose(sample.atoms.cell, atoms.cell, atol=1e-6)
                 and np.allclose(sample.atoms.positions, atoms.positions, atol=1e-6)
+                and (sample.spin_density is None or _same_moments(sample.atoms, atoms))
             ):
                 break
         else:
             raise ConfigurationError(
                 f"None of the {len(self.samples)} stored calculations is of this structure "
-                f"({atoms.get_chemical_formula()}, these positions and this cell)."
+                f"({atoms.get_chemical_formula()}, these positions, moments and this cell)."
             )
         grid = DensityGrid.from_sample(sample)
         if grid.shape != like.shape:
@@ -205,6 +214,11 @@ class KnownDensity:
         ase.calculators.calculator.PropertyNotImplementedError
         """
         raise PropertyNotImplementedError("Stored calculations have no error estimate.")
+
+
+def _same_moments(first: Atoms, second: Atoms) -> bool:
+    """Whether two structures ask for one magnetic state."""
+    return np.allclose(first.get_initial_magnetic_moments(), second.get_initial_magnetic_moments())
 
 
 # -- does the model fit? -----------------------------------------------------------------------
@@ -245,7 +259,7 @@ def check_model(model: DensityModel, functional: str) -> None:
 
 
 def check_setups(model: DensityModel, atoms: Atoms, setups: Iterable[Any]) -> None:
-    """Refuse matrices of other PAW data sets than those of a calculation.
+    """Refuse densities and matrices of other PAW data sets than those of a calculation.
 
     Parameters
     ----------
@@ -259,13 +273,21 @@ def check_setups(model: DensityModel, atoms: Atoms, setups: Iterable[Any]) -> No
     UnknownElementError
         The model was not built for an element.
     """
-    check_structure(atoms, model.network.config.elements)
-    layout = model.network.config.onsite
-    if layout is None:
-        return
+    config = model.network.config
+    check_structure(atoms, config.elements, spin=config.spin)
+    layout = config.onsite
+    known_sets = _datasets_of_card(model)
     remedy = "Change setups, or take a model that was trained with these."
-    for setup in {setup.symbol: setup for setup in setups}.values():
+    # Atoms of one element may have several.
+    for setup in {id(setup): setup for setup in setups}.values():
         symbol, name = setup.symbol, model.card.name
+        if layout is None:
+            if known_sets.get(symbol, dataset_name(setup)) != dataset_name(setup):
+                raise ConfigurationError(
+                    f"PAW data set of {symbol}: {dataset_name(setup)} in the calculation, "
+                    f"{known_sets[symbol]} in the data of the model {name!r}. {remedy}"
+                )
+            continue
         channels = tuple(int(l) for l in setup.l_j)
         expected = layout.channels_of(symbol)
         if channels != expected:
@@ -280,6 +302,13 @@ def check_setups(model: DensityModel, atoms: Atoms, setups: Iterable[Any]) -> No
                 f"PAW data set of {symbol}: {ours} {setup.fingerprint} in the calculation, "
                 f"{known} {fingerprint} in the matrices of the model {name!r}. {remedy}"
             )
+
+
+def _datasets_of_card(model: DensityModel) -> dict[str, str]:
+    """Names of the data sets by element; cards list them in the order of the symbols."""
+    names = model.card.provenance.paw_datasets
+    symbols = sorted(chemical_symbols[number] for number in model.network.config.elements)
+    return dict(zip(symbols, names, strict=True)) if len(names) == len(symbols) else {}
 
 
 def dataset_name(setup: Any) -> str:

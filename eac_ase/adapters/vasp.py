@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -226,16 +227,26 @@ def start_from_density(vasp: Vasp, calculator: EACDensity, **options: Any) -> Va
     """
     if vasp.int_params["icharg"] not in (SCF, BANDS):
         vasp.set(icharg=BANDS if options.get("bands") else SCF)
-    write_input = vasp.write_input
+    vasp.write_input = _WithDensity(vasp, calculator, options)  # type: ignore[method-assign]
+    return vasp
 
-    def write_input_and_density(atoms: Atoms, *arguments: Any, **keywords: Any) -> None:
-        write_input(atoms, *arguments, **keywords)
-        settings = {"write_incar": True, "progress": False, **options, "force": True}
-        for note in prepare_vasp_start(vasp.directory, calculator, **settings).notes:
+
+class _WithDensity:
+    """``Vasp.write_input`` with a density beside the files; copies get a writer of their own."""
+
+    def __init__(self, vasp: Vasp, calculator: EACDensity, options: dict[str, Any]) -> None:
+        self._vasp, self._calculator, self._options = vasp, calculator, options
+
+    def __call__(self, atoms: Atoms, *arguments: Any, **keywords: Any) -> None:
+        vasp = self._vasp
+        type(vasp).write_input(vasp, atoms, *arguments, **keywords)
+        settings = {"write_incar": True, "progress": False, **self._options, "force": True}
+        for note in prepare_vasp_start(vasp.directory, self._calculator, **settings).notes:
             warnings.warn(note, stacklevel=2)
 
-    vasp.write_input = write_input_and_density  # type: ignore[method-assign]
-    return vasp
+    def __deepcopy__(self, memo: dict[int, Any]) -> _WithDensity:
+        # They share the model.
+        return _WithDensity(deepcopy(self._vasp, memo), self._calculator, dict(self._options))
 
 
 # -- prediction --------------------------------------------------------------------------------

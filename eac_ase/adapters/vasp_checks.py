@@ -51,7 +51,7 @@ def check_fit(
         The model was not built for an element.
     """
     card, config = calculator.card, calculator.network.config
-    check_structure(run.atoms, config.elements)
+    check_structure(run.atoms, config.elements, spin=config.spin)
     if run.spin:
         run.moments()
     _check_kind_of_run(run, calculator, bands)

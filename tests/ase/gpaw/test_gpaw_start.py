@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
@@ -35,6 +36,7 @@ from eac_ase.adapters.gpaw import (
     fixed_density,
     start_from_density,
 )
+from eac_ase.adapters.gpaw_state import check_setups
 from eac_ase.analysis import dipole_moment
 
 SILICON = Settings(cutoff=200, kpoint_density=0.9)
@@ -572,3 +574,154 @@ def test_the_water_molecule_of_the_bundled_model_has_gpaw_s_dipole_moment():
     found = dipole_moment(EACDensity("water-pbe", device="cpu").get_density_grid(atoms))
     assert found.vector == pytest.approx(exact, abs=0.01)
     assert np.linalg.norm(exact) > 0.3
+
+
+# -- states that must not be taken -------------------------------------------------------------
+
+
+def test_meta_ggas_have_no_fixed_density_and_no_held_one(silicon):
+    model = KnownDensity([with_provenance(silicon, functional="unknown")])
+    atoms = silicon.atoms.copy()
+    atoms.calc = fixed_density(gpaw_for(silicon, xc="TPSS"), model)
+    with pytest.raises(ConfigurationError, match="kinetic energy density"):
+        atoms.get_potential_energy()
+    calculator = start_from_density(gpaw_for(silicon, xc="TPSS", maxiter=1), model)
+    with contextlib.suppress(Exception):
+        energy_and_iterations(silicon.atoms, calculator)
+    assert [start.passes for start in calculator.predicted_start.starts] == [0]
+
+
+@pytest.mark.parametrize("place", [0.9, 2.0])
+def test_plane_waves_have_no_border_whatever_the_atoms_say(place):
+    water = molecule("H2O")
+    water.set_cell([4.5, 4.5, 4.5])
+    water.center()
+    water.positions[:, 2] += place - water.positions[0, 2]
+    seen = []
+
+    class Model(EACDensity):
+        def get_density_grid(self, atoms, **options):
+            seen.append(super().get_density_grid(atoms, **options))
+            return seen[-1]
+
+    parameters = {"mode": {"name": "pw", "ecut": 200}, "xc": "PBE", "txt": None}
+    for legacy in (False, True):
+        calculator = GPAW(**parameters, **({"legacy_gpaw": True, "maxiter": 1} if legacy else {}))
+        calculator = start_from_density(calculator, Model("water-pbe", device="cpu"))
+        if legacy:
+            with contextlib.suppress(Exception):
+                energy_and_iterations(water, calculator)
+        else:
+            calculator.create_new_calculation(water)
+        assert seen[-1].pbc == (True, True, True)
+    # Nothing is lost beyond the face.
+    assert [grid.integrate() for grid in seen] == pytest.approx([7.62, 7.62], abs=0.05)
+
+
+def test_all_electron_densities_refuse_atoms_at_an_open_border():
+    water = molecule("H2O")
+    water.set_cell([4.5, 4.5, 4.5])
+    calculator = GPAW(mode={"name": "pw", "ecut": 200}, xc="PBE", txt=None)
+    with pytest.raises(Exception, match="too close to boundary"):
+        all_electron_density(calculator, EACDensity("water-pbe", device="cpu"), water)
+
+
+def test_every_data_set_of_an_element_is_checked(silicon):
+    known = silicon.calculation.datasets["Si"]
+    right = SimpleNamespace(
+        symbol="Si",
+        l_j=known.channels,
+        fingerprint=known.fingerprint,
+        type="PBE",
+        data=SimpleNamespace(stdfilename=known.name),
+    )
+    wrong = SimpleNamespace(**{**vars(right), "data": SimpleNamespace(stdfilename="Si.other.PBE")})
+    for onsite in (True, False):
+        model = KnownDensity([silicon], onsite=onsite)
+        check_setups(model, silicon.atoms, [right, right])
+        for setups in ([wrong, right], [right, wrong]):
+            with pytest.raises(ConfigurationError, match=r"PAW data set of Si: Si\.other\.PBE"):
+                check_setups(model, silicon.atoms, setups)
+
+
+def test_another_functional_or_charge_by_new_is_noticed(silicon):
+    calculator = fixed_density(gpaw_for(silicon), KnownDensity([silicon]))
+    with pytest.raises(ConfigurationError, match="Functional"):
+        calculator.new(xc="SCAN", txt=None)
+    with pytest.warns(UserWarning, match=r"charge \+1"):
+        calculator.new(charge=1, txt=None)
+    with pytest.warns(UserWarning, match=r"charge \+1"):
+        fixed_density(gpaw_for(silicon, charge=1), KnownDensity([silicon]))
+
+
+def test_stored_calculations_are_told_apart_by_their_moments(oxygen):
+    reversed_spins = replace(
+        oxygen,
+        atoms=oxygen.atoms.copy(),
+        spin_density=-oxygen.spin_density,
+        onsite_spin=tuple(-rows for rows in oxygen.onsite_spin),
+    )
+    moments = oxygen.atoms.get_initial_magnetic_moments()
+    reversed_spins.atoms.set_initial_magnetic_moments(-moments)
+    model = KnownDensity([oxygen, reversed_spins])
+    grid = DensityGrid.from_sample(oxygen)
+    for sample in (oxygen, reversed_spins):
+        found = model.get_density_grid(sample.atoms, like=grid)
+        np.testing.assert_array_equal(found.spin, sample.spin_density)
+    other = oxygen.atoms.copy()
+    other.set_initial_magnetic_moments([1.0, -1.0])
+    with pytest.raises(ConfigurationError, match="None of the 2 stored calculations"):
+        model.get_density_grid(other, like=grid)
+
+
+def test_moments_given_to_gpaw_stay_when_atoms_move():
+    atoms = hydrogen()
+    calculator = GPAW(
+        mode={"name": "pw", "ecut": 150},
+        xc="PBE",
+        magmoms=[1.0, -1.0],
+        symmetry="off",
+        txt=None,
+        convergence={"density": 1e-2, "eigenstates": 1e-3, "energy": 1.0},
+    )
+    seen = []
+
+    class Model(EACDensity):
+        def get_density_grid(self, atoms, **options):
+            seen.append(atoms.get_initial_magnetic_moments().tolist())
+            return super().get_density_grid(atoms, **options)
+
+    atoms.calc = start_from_density(
+        calculator, Model(tiny_model(spin=True).network), moves="predict"
+    )
+    atoms.get_potential_energy()
+    atoms.positions[0, 0] += 0.05
+    atoms.get_potential_energy()
+    assert seen == [[1.0, -1.0], [1.0, -1.0]]
+
+
+@pytest.mark.parametrize("unfamiliar", [False, True])
+def test_classic_gpaw_gives_hund_s_moments_to_models_and_distrusts_unfamiliar_ones(
+    tmp_path, unfamiliar
+):
+    seen = []
+
+    class Model(EACDensity):
+        def get_density_grid(self, atoms, **options):
+            seen.append(atoms.get_initial_magnetic_moments().tolist())
+            return super().get_density_grid(atoms, **options)
+
+        def get_error_estimate(self, atoms):
+            return ErrorEstimate(9.0, np.full(1, 9.0), np.full(1, 5.0 if unfamiliar else 1.0), 2.0)
+
+    atoms = Atoms("H", [(1, 1, 1)], cell=[3.6, 3.6, 4.2], pbc=True)
+    text = tmp_path / "gpaw.txt"
+    mode = {"name": "pw", "ecut": 150}
+    classic = GPAW(mode=mode, xc="PBE", hund=True, legacy_gpaw=True, txt=str(text))
+    calculator = start_from_density(classic, Model(tiny_model(spin=True).network))
+    calculator.initialize(atoms)
+    calculator.set_positions(atoms)
+    assert seen == [[1.0]]
+    calculator.log.fd.flush()
+    assert ("Density predicted" in text.read_text()) != unfamiliar
+    assert ("GPAW's own, surroundings unknown" in text.read_text()) == unfamiliar

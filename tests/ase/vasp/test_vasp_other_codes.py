@@ -3,6 +3,7 @@
 import dataclasses
 import shutil
 import warnings
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,18 @@ def test_input_sets_of_pymatgen_are_ordinary_runs(tmp_path, ice, complete, made_
     assert read.data["total"].sum() / read.data["total"].size == pytest.approx(16, rel=1e-8)
     assert [site.specie.symbol for site in read.structure] == list("HHOOHH")
     assert len(read.data_aug["total"]) > 6
+
+
+def test_a_copy_of_the_calculator_writes_its_own_files(tmp_path, ice, complete, make_vasp):
+    """As for the images of a path."""
+    vasp = start_from_density(make_vasp(), complete)
+    copy = deepcopy(vasp)
+    copy.directory = str(tmp_path / "image")
+    copy.set(encut=333)
+    moved = ice.copy()
+    moved.positions[0, 0] += 0.2
+    chgcar, incar, structure = run(moved, copy)
+    assert incar["ENCUT"] == 333
+    np.testing.assert_allclose(structure.cart_coords, moved.positions[copy.sort], atol=1e-9)
+    np.testing.assert_allclose(chgcar.structure.cart_coords, structure.cart_coords, atol=1e-9)
+    assert not (tmp_path / "run" / "CHGCAR").exists()
