@@ -37,6 +37,9 @@ def replacing(path: str | Path) -> Iterator[Path]:
     temporary = target.with_name(f".{uuid4().hex[:12]}.tmp.{target.name}")
     try:
         yield temporary
+        # Else a power cut could leave the new name with nothing behind it.
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         os.replace(temporary, target)
     finally:
         temporary.unlink(missing_ok=True)
@@ -46,6 +49,16 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a whole file through :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Append a line to a file, closing one that a killed writer left open."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+        file.write(line.encode() + b"\n")
 
 
 def read_mapping(path: str | Path) -> dict[str, Any]:

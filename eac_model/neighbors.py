@@ -31,7 +31,9 @@ def compiled_search() -> ModuleType | None:
     return compiled_module("eac_model.neighbor_loops")
 
 
-def check_structure(atoms: Atoms, elements: tuple[int, ...] | None = None) -> None:
+def check_structure(
+    atoms: Atoms, elements: tuple[int, ...] | None = None, *, spin: bool = False
+) -> None:
     """Refuse structures that cannot be meant.
 
     Parameters
@@ -40,12 +42,15 @@ def check_structure(atoms: Atoms, elements: tuple[int, ...] | None = None) -> No
         Structure.
     elements
         Atomic numbers a model knows; None knows all.
+    spin
+        Whether initial moments decide what is predicted: they have to be numbers then, no vectors.
 
     Raises
     ------
     StructureError
-        No atoms, NaN or infinite positions, cell vectors or moments, a periodic direction without
-        a cell vector, a flat cell, or two atoms closer than :data:`CLOSEST_ATOMS`.
+        No atoms; sites that several elements, or none, may occupy; NaN or infinite positions,
+        cell vectors or moments; moments of three components where they count; a periodic direction
+        without a cell vector; a flat cell; or two atoms closer than :data:`CLOSEST_ATOMS`.
     UnknownElementError
         An element that is not among ``elements``.
     """
@@ -61,6 +66,18 @@ def check_structure(atoms: Atoms, elements: tuple[int, ...] | None = None) -> No
         raise StructureError("The cell holds values that are not numbers.")
     if not np.isfinite(atoms.get_initial_magnetic_moments()).all():
         raise StructureError("An initial magnetic moment is not a number.")
+    for site in atoms.info.get("occupancy", {}).values():
+        if isinstance(site, dict) and (len(site) > 1 or abs(sum(site.values()) - 1) > 1e-3):
+            mixed = ", ".join(f"{symbol} {share:g}" for symbol, share in site.items())
+            raise StructureError(
+                f"The structure is disordered: a site is occupied by {mixed}. Choose an ordered "
+                'cell of it, and delete atoms.info["occupancy"].'
+            )
+    if spin and atoms.get_initial_magnetic_moments().ndim != 1:
+        raise StructureError(
+            "The initial magnetic moments have three components. Spin models know collinear ones, "
+            "a number for each atom: set these, or none."
+        )
     lengths = atoms.cell.lengths()
     for axis, periodic in enumerate(atoms.pbc):
         if periodic and lengths[axis] < 1e-6:
@@ -122,6 +139,9 @@ def atom_graph(
     i, j, vectors = _atom_pairs(atoms, cutoff)
     order = np.lexsort((vectors[:, 2], vectors[:, 1], vectors[:, 0], j, i))
     moments = atoms.get_initial_magnetic_moments().astype(float)
+    if moments.ndim != 1:
+        # Of a non-collinear calculation; networks without spin, which alone get here, need none.
+        moments = np.zeros(len(atoms))
     return AtomGraph(
         numbers=torch.as_tensor(atoms.numbers.astype(np.int64), device=device),
         magmoms=torch.as_tensor(moments, dtype=dtype, device=device),

@@ -216,7 +216,7 @@ def write_set(
     for name, sample in samples.items() if isinstance(samples, Mapping) else samples:
         if store is not None:
             store.append(_named(sample, name), key=name)
-        write_chgcar(folder / name, replace(sample, onsite=None))
+        write_chgcar(folder / name, replace(sample, onsite=None, onsite_spin=None))
     counts = []
     for name in names:
         shape = _grid_of(folder / name)

@@ -335,6 +335,12 @@ class WaterEntry(_Distorted):
     defaults: ClassVar[dict[str, Any]] = {"kpoint_density": None, "smearing": 0.0}
     lists: ClassVar[tuple[str, ...]] = ("molecules",)
 
+    @model_validator(mode="after")
+    def _density_alone_decides_the_cell(self) -> Self:
+        if self.scale != (1.0, 1.0) or self.strain:
+            raise ValueError("scale and strain mean nothing for water; give a range of density")
+        return self
+
     def members(self) -> tuple[str, ...]:
         """``H2Ox8``."""
         return tuple(f"H2Ox{count}" for count in self.molecules)

@@ -29,7 +29,7 @@ from filelock import FileLock, Timeout
 from eac_ase.reference.recipe import Recipe, Settings, Split, Task
 from eac_model.data import DensitySample, DensityStore
 from eac_model.errors import ConfigurationError
-from eac_model.files import replacing
+from eac_model.files import append_line, replacing
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -214,8 +214,7 @@ def _keep(
         if result.fatal:
             raise ConfigurationError(f"{task.key}: {result.reason}")
         line = {"key": task.key, "reason": result.reason, "seconds": round(seconds, 1)}
-        with (plan.output / FAILURES).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        append_line(plan.output / FAILURES, json.dumps(line, ensure_ascii=False))
         return Outcome(task.key, seconds, failure=result.reason)
     if task.split not in stores:
         path = store_path(plan.output, task.split)
@@ -239,7 +238,7 @@ def _read_failures(path: Path) -> set[str]:
     if not path.exists():
         return set()
     failed = set()
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             failed.add(str(json.loads(line)["key"]))
         except (ValueError, KeyError, TypeError):

@@ -552,7 +552,7 @@ def _header(atoms: Atoms, comment: str) -> str:
     lines.append("".join(f"{count:6d}" for _, count in runs))
     lines.append("Direct")
     scaled = atoms.get_scaled_positions(wrap=False)
-    lines += ["".join(f"{x:20.16f}" for x in position) for position in scaled]
+    lines += ["".join(f" {x:19.16f}" for x in position) for position in scaled]
     return "\n".join(lines) + "\n\n"
 
 

@@ -164,4 +164,4 @@ def _whole(text: NumberedText, line: int, what: str) -> int:
 
 
 def _row(count: int, *numbers: float) -> str:
-    return f"{count:5d}" + "".join(f"{x:12.6f}" for x in numbers)
+    return f"{count:5d}" + "".join(f" {x:11.6f}" for x in numbers)

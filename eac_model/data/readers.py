@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,12 @@ _KNOWN = (
     "CHGCAR and CHG, vaspwave.h5, cube, .gpw, and .h5 of this program or of the EAC-Net reference "
     "code"
 )
+
+
+_OF_VASP = re.compile(
+    r"(chgcar|aeccar|parchg|chg([._\-\d]|$))(?!.*\.(cif|xyz|extxyz|traj|json|pdb)$)"
+)
+"""Names, in lower case, that VASP gives to densities, with anything behind."""
 
 
 @dataclass(frozen=True)
@@ -79,9 +86,16 @@ def read_density(path: str | Path) -> DensitySample:
         return read_gpw(path)
     if name.endswith((".cube", ".cub")):
         return read_cube(path)
-    if name.endswith((".vasp", ".chgcar")) or name.startswith(("chg", "aeccar", "parchg")):
+    if name.endswith((".vasp", ".chgcar")) or _OF_VASP.match(name):
         return read_chgcar(path)
     return _read_by_content(path)
+
+
+def names_density(path: Path) -> bool:
+    """Whether a name says that a file holds a density, and not only a structure."""
+    name = path.name.lower().removesuffix(".gz")
+    endings = (".cube", ".cub", ".h5", ".chgcar", ".gpw")
+    return name.endswith(endings) or _OF_VASP.match(name) is not None
 
 
 def convert(

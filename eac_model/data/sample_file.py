@@ -283,6 +283,11 @@ def open_sample(path: str | Path) -> Iterator[SampleFile]:
                     f"{path}: written by a newer version of this program "
                     f"(format {file.attrs['version']}, known up to {_VERSION}). Update it."
                 )
+            if (done := file.attrs.get("done")) is not None and done < len(file["density"]):
+                raise DensityFileError(
+                    f"{path}: unfinished, {int(done)} of {len(file['density'])} planes are there. "
+                    "The command that began it goes on with it."
+                )
             yield SampleFile(file)
     except FileNotFoundError:
         raise DensityFileError(f"{path}: no such file.") from None

@@ -30,7 +30,7 @@ from eac_model.data.sample import DensitySample
 from eac_model.data.sample_file import open_sample, write_sample
 from eac_model.data.sampling import SamplingMap, SamplingMixture, draw_points
 from eac_model.errors import ConfigurationError, DensityFileError
-from eac_model.files import replacing
+from eac_model.files import append_line, replacing
 
 _FORMAT = "eac-density-store"
 _VERSION = 1
@@ -98,8 +98,7 @@ class DensityStore:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             raise ConfigurationError(f"{path} exists already; a new store needs a new folder.")
         (path / "samples").mkdir(parents=True)
-        with replacing(path / "store.json") as temporary:
-            temporary.write_text(json.dumps({"format": _FORMAT, "version": _VERSION}) + "\n")
+        _write_head(path)
         return cls(path, [])
 
     @classmethod
@@ -112,6 +111,8 @@ class DensityStore:
             If there is none, it is damaged, or a newer version wrote it.
         """
         path = Path(path)
+        if _creation_was_cut_short(path):
+            _write_head(path)
         try:
             head = json.loads((path / "store.json").read_text())
             known = head["format"] == _FORMAT
@@ -186,7 +187,7 @@ class DensityStore:
         replaced = [old for old in before if key and old.key == key]
         for old in replaced:
             (folder / old.file).unlink(missing_ok=True)
-        _append_line(self.path / "index.jsonl", json.dumps(asdict(entry)))
+        append_line(self.path / "index.jsonl", json.dumps(asdict(entry)))
         self._entries = [old for old in before if old not in replaced] + [entry]
         return len(self._entries) - 1
 
@@ -244,6 +245,20 @@ class DensityStore:
         return self.path / "samples" / self._entries[index].file
 
 
+def _write_head(path: Path) -> None:
+    with replacing(path / "store.json") as temporary:
+        temporary.write_text(json.dumps({"format": _FORMAT, "version": _VERSION}) + "\n")
+
+
+def _creation_was_cut_short(path: Path) -> bool:
+    """Whether there is an empty folder ``samples``, and nothing else but hidden files."""
+    try:
+        names = [name for name in os.listdir(path) if not name.startswith(".")]
+        return names == ["samples"] and not os.listdir(path / "samples")
+    except OSError:
+        return False
+
+
 def _sample_names(path: Path) -> list[str]:
     with os.scandir(path / "samples") as found:
         names = [entry.name for entry in found]
@@ -290,13 +305,3 @@ def _entry_from_file(path: Path) -> StoreEntry:
             key=str(attributes.get("key", "")),
             stamp=str(attributes.get("stamp", "")),
         )
-
-
-def _append_line(path: Path, line: str) -> None:
-    """Append a line, closing one that a killed writer left open."""
-    with path.open("ab+") as file:
-        if file.tell():
-            file.seek(-1, os.SEEK_END)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
-        file.write(line.encode() + b"\n")

@@ -92,7 +92,11 @@ def encode(network: DensityNetwork, atoms: Atoms) -> EncodedAtoms:
         The structure cannot be used; see :func:`eac_model.neighbors.check_structure`.
     """
     config = network.config
-    check_structure(atoms, config.elements)
+    check_structure(atoms, config.elements, spin=config.spin)
+    if atoms.get_initial_magnetic_moments().ndim != 1:
+        # Of a non-collinear calculation; this network has no spin.
+        atoms = atoms.copy()
+        atoms.set_initial_magnetic_moments(None)
     graph = atom_graph(atoms, config.atom_cutoff, network.dtype, network.device)
     with torch.no_grad():
         if isinstance(network, EACNet):

@@ -60,8 +60,9 @@ def stream_grid(
 ) -> Streamed:
     """Evaluate the density on a grid of the structure's cell and write it slab by slab.
 
-    What is done stands in ``PATH.partial.h5`` beside the (first) target: the same call goes on from
-    there after a break, calls with another network, structure or shape begin afresh.
+    What is done stands in ``PATH.partial.h5`` beside the last ``*.h5`` target, or the first of any
+    kind: the same call goes on from there after a break, calls with another network, structure or
+    shape begin afresh.
 
     Parameters
     ----------
@@ -100,13 +101,15 @@ def stream_grid(
         raise GridError("Streaming evaluates the grid of a cell: give the structure three vectors.")
     if len(shape) != 3 or min(shape) < 1:
         raise GridError(f"A grid has three positive numbers of points, not {shape}.")
-    partial = targets[0].with_name(targets[0].name + ".partial.h5")
     layout = network.config.onsite
     onsite: Onsite = (None, None)
     if layout is not None and layout.covers(encoded.atoms.symbols):
         onsite = total_and_spin(evaluate_onsite(network, encoded))
     provenance = provenance or Provenance()
     files = [target for target in targets if target.suffix.lower() == ".h5"]
+    # Beside the file it may become: others can be on other disks.
+    beside = (files or targets)[-1 if files else 0]
+    partial = beside.with_name(beside.name + ".partial.h5")
     with _open(partial, network, encoded, shape, provenance, onsite) as file:
         _fill(file, network, encoded, shape, memory, devices, progress)
         found = _integral(file["density"], encoded, memory)

@@ -203,6 +203,7 @@ class Recorder(Callback):
     def _save_averaged(
         self, trainer: pl.Trainer, module: TrainingModule, found: Mapping[str, Any]
     ) -> None:
+        _check_finite(trainer, module)
         if not trainer.is_global_zero:
             return
         network = module.network if self._average is None else self._average.network(module)
@@ -213,9 +214,7 @@ class Recorder(Callback):
         self._save_model(network, summary)
 
     def _save_state(self, trainer: pl.Trainer, module: TrainingModule) -> None:
-        # Of a state that cannot be continued nothing should be kept, the last good one should.
-        if not torch.isfinite(module.train_sums).all():
-            raise ConfigurationError(_diverged(trainer.global_step, "loss"))
+        _check_finite(trainer, module)
         trainer.save_checkpoint(self._files.last)
 
     def _seconds(self) -> float:
@@ -244,6 +243,14 @@ class ErrorBar(TQDMProgressBar):
         """Name the bar; a run is one epoch."""
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description("training")
+
+
+def _check_finite(trainer: pl.Trainer, module: TrainingModule) -> None:
+    """Of a state that cannot be continued nothing should be kept, the last good one should."""
+    if not torch.isfinite(module.train_sums).all():
+        raise ConfigurationError(_diverged(trainer.global_step, "loss"))
+    if not all(bool(torch.isfinite(weights).all()) for weights in module.network.parameters()):
+        raise ConfigurationError(_diverged(trainer.global_step, "weights"))
 
 
 def _diverged(step: int, what: str) -> str:

@@ -474,7 +474,14 @@ def load_sources(config: TrainingConfig) -> tuple[list[Source], list[Source]]:
     if isinstance(data.validation, tuple):
         validation_files = _expand(data.validation, "data.validation")
         train_files = [file for file in train_files if file not in validation_files]
-    train, validation = _read_all(train_files), _read_all(validation_files)
+        for file in validation_files:
+            if inside := [store for store in train_files if store in file.parents]:
+                raise ConfigurationError(
+                    f"data.validation: {file.name} lies in the store {inside[0]}, which is trained "
+                    "on. Give a number of structures to leave out, or make it a store of its own."
+                )
+    spin = config.network.spin
+    train, validation = _read_all(train_files, spin), _read_all(validation_files, spin)
     if isinstance(data.validation, int | float) and data.validation > 0:
         share = data.validation
         count = share if isinstance(share, int) else max(1, round(share * len(train)))
@@ -598,12 +605,12 @@ def _expand(patterns: Sequence[str], key: str) -> list[Path]:
     return list(files)
 
 
-def _read_all(files: Sequence[Path]) -> list[Source]:
+def _read_all(files: Sequence[Path], spin: bool) -> list[Source]:
     sources: list[Source] = []
     for file in with_progress(files, "reading"):
         for source in _open(file):
             try:
-                check_structure(source.atoms)
+                check_structure(source.atoms, spin=spin)
             except EACError as error:
                 raise type(error)(f"{file}: {error}") from error
             sources.append(source)

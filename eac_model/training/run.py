@@ -15,6 +15,7 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 from eac_model.checkpoint import ModelCard, ModelHeader, load_model, read_header, save_model
@@ -81,7 +82,8 @@ def train(config: TrainingConfig, directory: str | Path, *, resume: bool = False
         # The caller's random numbers stay what they were.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            return _train(config, files, resume=resume)
+            with _alone(files.directory):
+                return _train(config, files, resume=resume)
     except OSError as error:
         raise ConfigurationError(
             f"The run in {directory} stopped because a file could not be read or written: {error}. "
@@ -106,7 +108,7 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
         layout = onsite_layout([*train_sources, *validation_sources])
         section = config.network.model_copy(update={"onsite": layout})
         config = config.model_copy(update={"network": section})
-    card = _card(config, train_sources)
+    card = _card(config, train_sources, validation_sources)
     network, config, origin = _network(config, train_sources, validation_sources)
     prints = [_fingerprint(train_sources), _fingerprint(validation_sources)]
     if state is not None:
@@ -114,7 +116,6 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
     else:
         _fit_tables(network, config, train_sources, origin)
     if _is_first_process():
-        files.directory.mkdir(parents=True, exist_ok=True)
         write_bytes(files.config, config.to_yaml().encode())
     facts = {
         "structures": len(train_sources),
@@ -260,7 +261,9 @@ def _check_elements(present: Sequence[int], known: Sequence[int], key: str) -> N
         )
 
 
-def _card(config: TrainingConfig, train: Sequence[Source]) -> dict[str, Any]:
+def _card(
+    config: TrainingConfig, train: Sequence[Source], validation: Sequence[Source]
+) -> dict[str, Any]:
     """Fields of the model card that are known before training."""
     texts = config.card
     symbols = sorted({symbol for source in train for symbol in source.atoms.symbols})
@@ -271,7 +274,7 @@ def _card(config: TrainingConfig, train: Sequence[Source]) -> dict[str, Any]:
         "name": texts.name,
         "summary": texts.summary,
         "elements": tuple(symbols),
-        "provenance": join_provenance(train, texts.provenance),
+        "provenance": join_provenance([*train, *validation], texts.provenance),
         "valence_electrons": dict(texts.valence_electrons),
         "licence": texts.licence,
         "citation": texts.citation,
@@ -285,6 +288,8 @@ def _fingerprint(sources: Sequence[Source]) -> str:
         digest.update(np.ascontiguousarray(source.atoms.numbers, dtype=np.int64).tobytes())
         digest.update(np.ascontiguousarray(source.atoms.positions).tobytes())
         digest.update(np.ascontiguousarray(source.atoms.cell).tobytes())
+        origin = source.provenance
+        digest.update(f"{origin.code} {origin.functional} {origin.density_kind};".encode())
         digest.update(f"{source.n_points} {source.is_grid};".encode())
     return digest.hexdigest()
 
@@ -309,6 +314,24 @@ def _check_same_run(config: TrainingConfig, prints: list[str], state: dict[str, 
                 f"{key}: the files hold other structures than when the run to resume was started. "
                 "Restore them, or start a new run in another directory."
             )
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Keep a second run out of a folder; the processes of one run share it."""
+    if not _is_first_process():
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(directory / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise ConfigurationError(f"{directory}: another run is working in this folder.") from None
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_first_process() -> bool:

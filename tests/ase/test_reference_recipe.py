@@ -90,6 +90,7 @@ def test_settings_come_from_the_entry_then_its_kind_then_the_recipe():
             {"name": "m", "kind": "molecule", "molecules": "CO", "substitute": {"C": ["Xq"]}},
             "'Xq' is no element",
         ),
+        ({"name": "w", "kind": "water", "molecules": 2, "scale": 1.1}, "a range of density"),
         ({"name": "a", "kind": "alloy", "elements": ["Al"]}, r"structures\[a\]\.elements"),
     ],
 )

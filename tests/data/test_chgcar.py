@@ -440,3 +440,10 @@ def test_lost_and_doubled_lines_give_a_density_or_a_clear_error(tmp_path, way_of
     path.write_text("".join(lines))
     with suppress(DensityFileError):
         read_chgcar(path)
+
+
+def test_atoms_far_outside_the_cell_are_written_so_that_they_are_read(tmp_path):
+    atoms = Atoms("H2", positions=[(-41.0, 2, 2), (2.0, -50, -100)], cell=[4, 4, 4], pbc=True)
+    write_chgcar(tmp_path / "CHGCAR", DensitySample(atoms, np.ones((2, 2, 2))))
+    found = read_chgcar(tmp_path / "CHGCAR").atoms
+    np.testing.assert_allclose(found.positions, atoms.positions, atol=1e-12)

@@ -145,3 +145,11 @@ def test_grids_and_cells_that_do_not_fit_are_not_written(tmp_path, water):
     with pytest.raises(GridError, match="NaN"):
         write_cube(tmp_path / "x.cube", water, np.full((2, 2, 2), np.nan))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_coordinates_of_any_size_are_read_again(tmp_path):
+    atoms = Atoms("H", [(-600.0, 7000.0, -60000.0)], cell=[3, 3, 3])
+    origin = np.array([-601.0, 0.0, -1e5])
+    write_cube(tmp_path / "far.cube", atoms, np.ones((2, 2, 2)), origin=tuple(origin))
+    found = read_cube(tmp_path / "far.cube").atoms.positions[0]
+    assert found == pytest.approx(atoms.positions[0] - origin, abs=1e-4)

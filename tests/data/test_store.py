@@ -321,3 +321,17 @@ def test_a_flipped_byte_of_a_grid_is_noticed(tmp_path):
     path.write_bytes(content)
     with pytest.raises(DensityFileError, match="damaged"):
         read_sample(path)
+
+
+def test_a_store_whose_creation_was_cut_short_can_be_gone_on_with(tmp_path):
+    path = tmp_path / "new.store"
+    DensityStore.create(path)
+    (path / "store.json").rename(path / ".0123.tmp.store.json")
+    store = DensityStore.open(path)
+    assert len(store) == 0
+    assert len(DensityStore.open(path)) == 0
+    # Another folder of that name is none.
+    (path / "store.json").unlink()
+    (path / "samples" / "notes.txt").touch()
+    with pytest.raises(DensityFileError, match="not a density store"):
+        DensityStore.open(path)

@@ -235,3 +235,11 @@ def test_stores_of_other_functionals_and_doubles_are_refused(tmp_path):
     other.append(sample(0), key="b/X-fcc/0000 0123")
     with pytest.raises(ConfigurationError, match="two samples have the name X-fcc-0"):
         export_stores([other.path], tmp_path / "ecd", progress=False)
+
+
+def test_matrices_of_spin_polarised_states_stay_out_of_the_chgcar(tmp_path):
+    matrices = (np.eye(3), np.eye(2))
+    spin = 0.1 * sample().density
+    magnetic = replace(sample(), spin_density=spin, onsite=matrices, onsite_spin=matrices)
+    write_set(tmp_path / "pbe", {"a.chgcar": magnetic}, ["a.chgcar"], {}, states=True)
+    assert EcdSet.open(tmp_path, "pbe").read("a.chgcar").onsite_spin is not None

@@ -1,6 +1,7 @@
 import csv
 import os
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from filelock import FileLock
 from safetensors.torch import load_file
 
 from eac_model.checkpoint import load_model, save_model
 from eac_model.data.sample import DensitySample, Provenance
-from eac_model.errors import ConfigurationError
+from eac_model.errors import ConfigurationError, StructureError
 from eac_model.network import EACNet, NetworkConfig
 from eac_model.training import TrainingConfig, train
 from eac_model.training.module import TrainingModule
@@ -69,6 +71,7 @@ def test_a_run_leaves_its_files_and_nothing_else(finished):
         "learning_curve.png",
         "model.safetensors",
         "checkpoints/last.ckpt",
+        ".lock",
     }
     assert (finished / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
 
@@ -489,7 +492,7 @@ def test_a_full_disk_stops_the_run_and_leaves_no_half_written_file(tmp_path, fra
     assert "ConfigurationError: The run in" in errors
     assert "could not be read or written" in errors
     assert not (folder / LAST).exists()
-    assert [p.name for p in folder.rglob(".*")] == []
+    assert [p.name for p in folder.rglob(".*")] == [".lock"]
     assert (folder / "config.yaml").exists()
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != limit
 
@@ -529,3 +532,66 @@ def test_a_few_steps_on_real_frames_beat_the_superposition_on_the_frame_left_out
     untrained = float(found[0]["train_nmae_percent"])
     assert untrained < 15
     assert float(found[-1]["validation_nmae_percent"]) < 0.85 * untrained
+
+
+def test_left_out_structures_of_another_kind_are_refused(tmp_path):
+    other = replace(PBE, density_kind="all-electron")
+    data = store_of(tmp_path / "s.store", [scattered(0)])
+    left_out = store_of(tmp_path / "v.store", [scattered(1, provenance=other)])
+    with pytest.raises(ConfigurationError, match="differ in density_kind"):
+        train(config(data, data={"validation": [str(left_out)]}), tmp_path / "run")
+
+
+def test_a_sample_of_the_store_that_is_trained_on_is_not_left_out_by_its_file(tmp_path):
+    data = store_of(tmp_path / "s.store", [scattered(0), scattered(1)])
+    inside = data / "samples" / "00000001.h5"
+    with pytest.raises(ConfigurationError, match=r"00000001\.h5 lies in the store"):
+        train(config(data, data={"validation": [str(inside)]}), tmp_path / "run")
+
+
+def test_a_run_is_not_resumed_with_densities_of_another_functional(tmp_path):
+    data = store_of(tmp_path / "s.store", [scattered(0), scattered(1)])
+    run = config(data, data={"validation": 0}, optimisation={"steps": 3})
+    train(run, tmp_path / "run")
+    shutil.rmtree(data)
+    other = replace(PBE, functional="SCAN")
+    store_of(data, [scattered(seed, provenance=other) for seed in (0, 1)])
+    with pytest.raises(ConfigurationError, match=r"data\.train: the files hold other structures"):
+        train(run, tmp_path / "run", resume=True)
+
+
+def test_two_runs_in_one_folder_are_refused(tmp_path, frames):
+    (tmp_path / "run").mkdir()
+    with (
+        FileLock(tmp_path / "run" / ".lock"),
+        pytest.raises(ConfigurationError, match="another run is working"),
+    ):
+        train(config(frames), tmp_path / "run", resume=True)
+
+
+def test_weights_that_are_no_numbers_replace_no_model(tmp_path, frames):
+    run = config(
+        frames,
+        data={"validation": 0},
+        optimisation={"learning_rate": 1e30, "warmup_steps": 0, "gradient_clip": None, "decay": []},
+        loss={"kind": "l2"},
+        log_every=1000,
+        checkpoint_every=1,
+    )
+    with pytest.raises(ConfigurationError, match="no finite number any more at step"):
+        train(run, tmp_path / "run")
+    network, _ = load_model(tmp_path / "run" / "model.safetensors")
+    assert all(weights.isfinite().all() for weights in network.parameters())
+
+
+@pytest.mark.parametrize("spin", [False, True])
+def test_moments_of_three_components_are_ignored_without_spin_and_else_refused(tmp_path, spin):
+    samples = [replace(scattered(seed), spin_density=np.zeros(120)) for seed in range(2)]
+    samples[0].atoms.set_initial_magnetic_moments(np.ones((3, 3)))
+    data = store_of(tmp_path / "s.store", samples)
+    run = config(data, data={"validation": 0}, network={"spin": spin}, optimisation={"steps": 2})
+    if spin:
+        with pytest.raises(StructureError, match="three components"):
+            train(run, tmp_path / "run")
+    else:
+        train(run, tmp_path / "run")
