@@ -20,6 +20,7 @@ from ase.calculators.calculator import (
 from numpy.typing import ArrayLike, NDArray
 from scipy.fft import next_fast_len
 
+from eac_ase.charge import stated_charge
 from eac_ase.error_estimate import ErrorEstimate, estimate_error
 from eac_ase.grid import DensityGrid, Shape, checked_shape
 from eac_ase.progress import progress_bar
@@ -47,6 +48,9 @@ if TYPE_CHECKING:
 
 SPACING = 0.1
 """Default distance of grid points, Å. VASP's fine grid at 500 eV is about as dense."""
+
+MOST_POINTS = 1e6
+"""Along one cell vector."""
 
 INTEGRATION_SPACING = 0.15
 """Distance of the points on which charges, moments and dipoles are summed, Å, where they have
@@ -90,9 +94,10 @@ class EACDensity(BaseCalculator):
     (μ_B) come from the contributions ρ_i of the atoms, the partition the model has learned. They
     have closed forms for linear decoders; otherwise they are summed on a grid with
     :data:`INTEGRATION_SPACING`. Dipoles are taken about the centre of
-    mass, which matters for charged molecules only. Networks that predict the density as a whole
+    mass, which matters for charged molecules only. Moments of pseudo densities include the PAW
+    spheres, for which GPAW has to be installed. Networks that predict the density as a whole
     (every architecture but EAC-Net) have no contributions: of the properties they have ``dipole``
-    and ``magmom``.
+    and, unless that is a pseudo density, ``magmom``.
 
     Along open directions grids cover the cell if there is one and all atoms are :data:`CLEARANCE`
     or more inside of it; otherwise a box that ends where the outermost atoms' contributions end
@@ -131,6 +136,8 @@ class EACDensity(BaseCalculator):
         self.normalize = normalize
         self._attached: Atoms | None = None
         self._encoded: EncodedAtoms | None = None
+        self._last = Atoms()
+        """The structure of the last call, with what the density does not depend on."""
         self._estimate: ErrorEstimate | None = None
         self._integrals: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
         self._partitions: dict[tuple[Any, ...], Partition] = {}
@@ -152,6 +159,8 @@ class EACDensity(BaseCalculator):
         changes = self._changes(self.atoms, atoms)
         if self.normalize and self.atoms.info.get("charge") != atoms.info.get("charge"):
             changes.append("charge")
+        if not np.array_equal(self.atoms.get_masses(), atoms.get_masses()):
+            changes.append("masses")  # dipoles are about the centre of mass
         return changes
 
     def get_property(
@@ -191,8 +200,15 @@ class EACDensity(BaseCalculator):
             arms = atoms.positions - atoms.get_center_of_mass()
             electrons = populations.sum(axis=0) @ places + dipoles.sum(axis=(0, 1))
             results["dipole"] = self._valences(atoms) @ arms - electrons
-        if reasons["magmom"] is None:
+        pseudo = self.card.provenance.density_kind == "pseudo"
+        wanted = not pseudo or not {"magmom", "magmoms"}.isdisjoint(properties)
+        if reasons["magmom"] is None and wanted:
             moments = populations[0] - populations[1]
+            if pseudo:
+                # Most of a moment may lie inside the PAW spheres.
+                whole = self.partition("eac", atoms, normalize=False).moments
+                assert whole is not None
+                moments = whole
             results["magmom"] = float(moments.sum())
             if reasons["magmoms"] is None:
                 results["magmoms"] = moments
@@ -315,7 +331,13 @@ class EACDensity(BaseCalculator):
         if coarse != shape:
             grid = grid.resample(shape)
         if self.normalize and atoms.pbc.all() and whole:
-            grid = grid * (self._electrons(atoms) / grid.integrate())
+            found, wanted = grid.integrate(), self._electrons(atoms)
+            if not found > 0:
+                raise GridError(
+                    f"The prediction holds {found:.3g} electrons on this grid and cannot be "
+                    f"normalised to {wanted:g}: take a finer grid, or a model that fits."
+                )
+            grid = grid * (wanted / found)
         return grid
 
     def get_grid_shape(
@@ -626,7 +648,7 @@ class EACDensity(BaseCalculator):
         if self._attached is not None:
             return self._attached
         if self._encoded is not None:
-            return self._encoded.atoms
+            return self._last
         raise CalculatorSetupError(
             "No structure: attach the calculator (atoms.calc = …) or pass atoms."
         )
@@ -662,6 +684,7 @@ class EACDensity(BaseCalculator):
                     UnfamiliarStructureWarning,
                     stacklevel=3,
                 )
+        self._last = atoms.copy()
         return self._encoded
 
     def _at(
@@ -761,7 +784,7 @@ class EACDensity(BaseCalculator):
                 f"normalize=True needs to know how many electrons of {', '.join(missing)} the "
                 f"density counts; the card of {self.card.name!r} does not say."
             )
-        return float(self._valences(atoms).sum()) - float(atoms.info.get("charge", 0.0))
+        return float(self._valences(atoms).sum()) - (stated_charge(atoms) or 0.0)
 
     def _valences(self, atoms: Atoms) -> NDArray[np.float64]:
         return np.array([self.card.valence_electrons[symbol] for symbol in atoms.symbols])
@@ -774,10 +797,11 @@ class EACDensity(BaseCalculator):
         if name in ("magmom", "magmoms"):
             if not self.network.config.spin:
                 return f"The model {self.card.name!r} knows no spin: it has no magnetic moments."
-            return self._why_no_contributions() if name == "magmoms" else None
+            pseudo = self.card.provenance.density_kind == "pseudo"
+            return self._why_no_contributions() if pseudo or name == "magmoms" else None
         assert atoms is not None
         with _naming_models_for(atoms):
-            check_structure(atoms, self.network.config.elements)
+            self._check(atoms)
         if missing := self._without_valence(atoms):
             return (
                 f"Net charges need the number of electrons of {', '.join(missing)} that the "
@@ -793,6 +817,10 @@ class EACDensity(BaseCalculator):
                 "means nothing by itself. For an isolated molecule set atoms.pbc = False."
             )
         return None
+
+    def _check(self, atoms: Atoms) -> None:
+        config = self.network.config
+        check_structure(atoms, config.elements, spin=config.spin)
 
     def _why_no_contributions(self) -> str | None:
         """Why there are no contributions of atoms; None if there are."""
@@ -817,7 +845,7 @@ class EACDensity(BaseCalculator):
         if like is not None:
             return like.cell, like.origin, like.shape
         with _naming_models_for(atoms):
-            check_structure(atoms, self.network.config.elements)
+            self._check(atoms)
         cutoff = self.network.config.point_cutoff
         cell, origin = box_around(atoms, cutoff, _axes_without_box(atoms))
         if shape is None:
@@ -912,6 +940,8 @@ def grid_shape(cell: NDArray[np.floating], spacing: float) -> Shape:
     if not (np.isfinite(spacing) and spacing > 0):
         raise GridError(f"The spacing of a grid has to be positive, not {spacing} Å.")
     lengths = np.linalg.norm(cell, axis=1)
+    if lengths.max() / spacing > MOST_POINTS:
+        raise GridError(f"{lengths.max():g} Å in steps of {spacing:g} Å are too many points.")
     # 1e-6: a length that is a multiple of the spacing up to rounding needs no further point.
     n1, n2, n3 = (next_fast_len(max(1, int(np.ceil(n - 1e-6))), True) for n in lengths / spacing)
     return n1, n2, n3

@@ -30,12 +30,12 @@ def density_format(path: Path) -> Format:
     GridError
         For any other name; the message lists the known ones.
     """
-    name = path.name.lower().removesuffix(".gz")
-    if name.startswith("chgcar") or name.endswith((".chgcar", ".vasp")):
-        return "chgcar"
     endings: dict[str, Format] = {".cube": "cube", ".h5": "h5", ".xsf": "xsf"}
     if path.suffix.lower() in endings:
         return endings[path.suffix.lower()]
+    name = path.name.lower().removesuffix(".gz")
+    if name.startswith("chgcar") or name.endswith((".chgcar", ".vasp")):
+        return "chgcar"
     raise GridError(
         f"{str(path)!r} names no density format. Known are CHGCAR*, *.chgcar and *.vasp (VASP, "
         "also with .gz), *.cube, *.xsf (XCrySDen) and *.h5 (sample file)."

@@ -343,20 +343,26 @@ class DensityGrid:
             )
         if not (np.allclose(self.cell, other.cell) and np.allclose(self.origin, other.origin)):
             raise GridError("The two grids differ in cell or origin: their points do not coincide.")
-        spin = None
+        spin, onsite_spin = None, None
         if self.spin is not None or other.spin is not None:
             spin = self._spin_or_zero() + sign * other._spin_or_zero()
+            onsite_spin = _added(
+                self._onsite_spin_or_zero(), _scaled(other._onsite_spin_or_zero(), sign)
+            )
         return replace(
             self,
             values=self.values + sign * other.values,
             spin=spin,
             onsite=_added(self.onsite, _scaled(other.onsite, sign)),
-            onsite_spin=_added(self.onsite_spin, _scaled(other.onsite_spin, sign)),
+            onsite_spin=onsite_spin,
             kind=self.kind if self.kind == other.kind else "unknown",
         )
 
     def _spin_or_zero(self) -> NDArray[np.floating]:
         return np.zeros_like(self.values) if self.spin is None else self.spin
+
+    def _onsite_spin_or_zero(self) -> Onsite:
+        return _scaled(self.onsite, 0.0) if self.spin is None else self.onsite_spin
 
 
 @dataclass(frozen=True, eq=False)
@@ -491,7 +497,7 @@ def checked_shape(shape: Shape) -> Shape:
     GridError
         They are something else.
     """
-    if np.shape(shape) != (3,) or any(int(n) != n or n < 1 for n in shape):
+    if np.shape(shape) != (3,) or any(not np.isfinite(n) or n != int(n) or n < 1 for n in shape):
         raise GridError(f"A grid needs three positive whole numbers of points, not {shape}.")
     n1, n2, n3 = (int(n) for n in shape)
     return n1, n2, n3

@@ -111,7 +111,7 @@ def _by_points(grid: DensityGrid, labels: NDArray[np.integer]) -> Moments:
     """Moments of whole points, each about the nearest image of its atom."""
     sums = Sums(grid)
     inverse = np.linalg.inv(grid.cell)
-    reduced = _short_shifts(grid.cell)
+    shifts = _short_shifts(grid.cell, grid.pbc)
     n = np.array(grid.shape)
     for atom, place in enumerate(grid.atoms.positions):
         flat = np.flatnonzero(labels == atom)
@@ -120,7 +120,7 @@ def _by_points(grid: DensityGrid, labels: NDArray[np.integer]) -> Moments:
         fractions -= np.where(grid.pbc, np.round(fractions), 0)
         vectors = fractions @ grid.cell
         best = vectors.copy()
-        for shift in reduced if all(grid.pbc) else ():
+        for shift in shifts:
             moved = vectors + shift
             nearer = (moved**2).sum(1) < (best**2).sum(1) - 1e-9
             best[nearer] = moved[nearer]
@@ -129,9 +129,10 @@ def _by_points(grid: DensityGrid, labels: NDArray[np.integer]) -> Moments:
     return sums.result()
 
 
-def _short_shifts(cell: NDArray[np.floating]) -> NDArray[np.floating]:
-    """The 26 neighbouring lattice vectors; images beyond matter for very skewed cells only."""
-    steps = np.stack(np.meshgrid(*[[-1, 0, 1]] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
+def _short_shifts(cell: NDArray[np.floating], pbc: tuple[bool, bool, bool]) -> NDArray[np.floating]:
+    """The neighbouring lattice vectors; further ones matter for very skewed cells only."""
+    sides = [[-1, 0, 1] if periodic else [0] for periodic in pbc]
+    steps = np.stack(np.meshgrid(*sides, indexing="ij"), axis=-1).reshape(-1, 3)
     return steps[np.any(steps, axis=1)] @ cell
 
 

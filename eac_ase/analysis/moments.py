@@ -14,6 +14,10 @@ from eac_ase.grid import DensityGrid
 
 Array = NDArray[np.floating]
 
+ELECTRONS = 0.25
+"""A file's density may hold this many electrons more or less than its neutral atoms; beyond, its
+charge or its valence electrons have to be given."""
+
 
 @dataclass(frozen=True)
 class Moments:

@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 from eac_ase.analysis.bader import VACUUM, bader
 from eac_ase.analysis.free_atoms import STEP, core_density
 from eac_ase.analysis.hirshfeld import hirshfeld, iterative_hirshfeld
-from eac_ase.analysis.moments import Moments, sphere
+from eac_ase.analysis.moments import ELECTRONS, Moments, sphere
 from eac_ase.analysis.paw import all_electron_valence, sphere_moments
 from eac_ase.analysis.voronoi import voronoi
+from eac_ase.charge import stated_charge
 from eac_ase.grid import DensityGrid
 from eac_model.engine import EncodedAtoms
 from eac_model.errors import AnalysisError
@@ -41,10 +42,6 @@ PSEUDO_SPACING = 0.12
 
 BASIN_SPACING, SHARE_SPACING = 0.06, 0.1
 """Å. Grids of the valence densities that are made of ñ and D, for ``bader`` and for the others."""
-
-ELECTRONS = 0.25
-"""A file's density may hold this many electrons more or less than its neutral atoms; beyond, its
-charge or its valence electrons have to be given."""
 
 Array = NDArray[np.floating]
 
@@ -316,11 +313,13 @@ def partition_of_model(
 ) -> Partition:
     """What :meth:`EACDensity.partition` returns; `scale` is the calculator's own factor."""
     valences = calculator.card.valence_electrons or None
-    charge = float(atoms.info.get("charge", 0.0))
+    charge = stated_charge(atoms) or 0.0
     if scheme != "eac":
         pseudo = calculator.card.provenance.density_kind == "pseudo"
         default = PSEUDO_SPACING if pseudo else SPACING
-        like = {"like": reference} if reference is not None else {"spacing": spacing or default}
+        like: dict[str, Any] = {"spacing": default if spacing is None else spacing}
+        if reference is not None:
+            like = {"like": reference}
         grid = calculator.get_density_grid(atoms, progress=progress, **like)
         return partition(
             grid,
@@ -523,7 +522,7 @@ def _finish(
     if normalize and ready.valences is None:
         why = "none: the number of electrons of the neutral atoms is not known"
     elif normalize and ready.valences is not None:
-        stated = atoms.info.get("charge") if charge is None else charge
+        stated = stated_charge(atoms, charge)
         wanted = float(ready.valences.sum()) - float(stated or 0.0)
         found = moments.electrons
         if stated is None and abs(found - wanted) > ELECTRONS:

@@ -212,15 +212,14 @@ def _show_potcar(path: Path, as_json: bool) -> None:
 
 def _density_or_structure(path: Path) -> dict[str, Any]:
     from eac_model.data import read_density
+    from eac_model.data.readers import names_density
 
-    name = path.name.lower().removesuffix(".gz")
-    density_only = name.startswith(("chg", "aeccar", "parchg")) or name.endswith(
-        (".cube", ".cub", ".h5", ".chgcar")
-    )
+    # ASE's file.traj@-1 names a frame.
+    there = Path(str(path).rsplit("@", 1)[0]).is_file()
     try:
         sample = read_density(path)
     except DensityFileError as error:
-        if density_only or not path.is_file():
+        if names_density(path) or not there:
             raise
         try:
             atoms = read_structure(str(path))

@@ -136,12 +136,9 @@ def partition(
 def _density(path: Path) -> DensityGrid | None:
     """The density in a file; None if it holds a structure only."""
     from eac_ase.grid import DensityGrid
+    from eac_model.data.readers import names_density
 
-    name = path.name.lower().removesuffix(".gz")
-    sure = name.startswith(("chg", "aeccar", "parchg")) or name.endswith(
-        (".cube", ".cub", ".h5", ".chgcar", ".gpw")
-    )
-    if not sure:
+    if not names_density(path):
         try:
             return DensityGrid.read(path)
         except (DensityFileError, GridError):
@@ -167,6 +164,7 @@ def _of_model(
     if spin is not None:
         if not calculator.network.config.spin:
             raise ConfigurationError(f"The model {model!r} knows no spin: leave --spin out.")
+        atoms.set_initial_magnetic_moments(None)
         atoms.set_initial_magnetic_moments(parse_moments(spin, atoms))
     if charge is not None:
         atoms.info["charge"] = charge
@@ -253,6 +251,14 @@ def _check_target(path: Path, force: bool, schemes: int) -> None:
         raise GridError(f"There is no folder {path.parent} to write {path.name} into.")
     if path.exists() and not force:
         raise GridError(f"{path} exists already. Replace it with --force, or rename it.")
+    if path.suffix != ".json":
+        from ase.io.formats import filetype, ioformats
+
+        kind = ioformats.get(filetype(str(path), read=False))
+        if kind is None or not kind.can_write:
+            raise ConfigurationError(
+                f"{path.name} names no format of ASE: write *.json, *.xyz or *.traj."
+            )
     if path.suffix != ".json" and schemes > 1:
         raise ConfigurationError(
             f"{path.name} holds the charges of one scheme: ask for one, or write *.json."

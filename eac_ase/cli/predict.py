@@ -120,6 +120,7 @@ def predict(
     if spin is not None:
         if not calculator.network.config.spin:
             raise ConfigurationError(f"The model {model!r} knows no spin: leave --spin out.")
+        atoms.set_initial_magnetic_moments(None)
         atoms.set_initial_magnetic_moments(parse_moments(spin, atoms))
     if not memory > 0:
         raise typer.BadParameter(f"--memory is a number of GiB, not {memory}")
@@ -250,7 +251,10 @@ def _report(report: dict[str, Any], as_json: bool) -> None:
         "electrons": f"{report['electrons']:.4f}  ({KINDS[report['density_kind']]})",
     }
     if "magnetic_moment" in report:
-        rows["moment"] = f"{report['magnetic_moment']:.4f} μ_B"
+        pseudo = report["density_kind"] == "pseudo"
+        rows["moment"] = f"{report['magnetic_moment']:.4f} μ_B" + (
+            "  (of the pseudo density; eac partition adds the PAW spheres)" if pseudo else ""
+        )
     if report.get("unfamiliar_atoms"):
         rows["expected error"] = "unknown: surroundings unlike the training data"
     elif "expected_error_percent" in report:

@@ -111,3 +111,12 @@ def test_moments_of_an_antiferromagnet_cancel(iron_moments):
     up, down = iron_moments([2.0, -2.0])
     assert up > 1
     assert up + down == pytest.approx(0, abs=1e-5)
+
+
+def test_moments_of_a_pseudo_density_include_the_paw_spheres(iron_moments):
+    iron = bulk("Fe", "bcc", 2.83, cubic=True)
+    iron.set_initial_magnetic_moments([2.3, 2.3])
+    iron.calc = EACDensity("fe-pbe", device="cpu")
+    moments = iron.get_magnetic_moments()
+    assert moments == pytest.approx([2.18, 2.18], abs=0.1)
+    assert iron.get_magnetic_moment() == pytest.approx(moments.sum())

@@ -560,3 +560,53 @@ def test_single_precision_is_close_to_double(model_file, crystal):
     assert single.dtype == np.float32
     assert double.dtype == np.float64
     assert np.allclose(single, double, rtol=1e-4, atol=1e-5)
+
+
+def test_the_last_structure_keeps_its_charge(model_file, water):
+    calculator = EACDensity(model_file, device="cpu", normalize=True)
+    water.info["charge"] = 1
+    given = calculator.get_number_of_electrons(water)
+    assert calculator.get_number_of_electrons() == pytest.approx(given)
+    water.info["charge"] = 0
+    assert calculator.get_number_of_electrons(water) == pytest.approx(given + 1)
+    assert calculator.get_number_of_electrons() == pytest.approx(given + 1)
+
+
+def test_charges_that_are_no_numbers_are_refused(model_file, water):
+    water.info["charge"] = "neutral"
+    with pytest.raises(StructureError, match="not 'neutral'"):
+        EACDensity(model_file, device="cpu", normalize=True).get_number_of_electrons(water)
+
+
+def test_dipoles_follow_the_centre_of_mass(model_file, water):
+    calculator = EACDensity(model_file, device="cpu", normalize=True)
+    water.info["charge"] = 1
+    water.calc = calculator
+    before = water.get_dipole_moment()
+    place = water.get_center_of_mass()
+    water.set_masses([16, 2, 100])
+    moved = before + place - water.get_center_of_mass()
+    assert water.get_dipole_moment() == pytest.approx(moved, abs=1e-9)
+
+
+def test_grids_that_miss_the_electrons_are_not_normalised(model_file, crystal, monkeypatch):
+    calculator = EACDensity(model_file, device="cpu", normalize=True)
+    monkeypatch.setattr(DensityGrid, "integrate", lambda grid: 0.0)
+    with pytest.raises(GridError, match="finer grid"):
+        calculator.get_density_grid(crystal, shape=(4, 4, 4))
+
+
+@pytest.mark.parametrize("shape", [(np.nan, 1, 1), (np.inf, 1, 1), (1.5, 1, 1)])
+def test_shapes_that_are_no_numbers_of_points_are_refused(calculator, crystal, shape):
+    with pytest.raises(GridError, match="positive whole numbers"):
+        calculator.get_density_grid(crystal, shape=shape)
+    with pytest.raises(GridError, match="too many points"):
+        calculator.get_density_grid(crystal, spacing=1e-300)
+
+
+def test_models_without_spin_ignore_moments_of_three_components(calculator, crystal):
+    expected = calculator.get_density_grid(crystal, shape=(4, 4, 4)).values
+    crystal.set_initial_magnetic_moments(np.ones((len(crystal), 3)))
+    found = EACDensity(calculator.network).get_density_grid(crystal, shape=(4, 4, 4)).values
+    assert np.array_equal(found, expected)
+    assert np.array_equal(calculator.get_density_grid(crystal, shape=(4, 4, 4)).values, expected)

@@ -378,3 +378,62 @@ def test_models_prints_cards(model_file):
     assert card["provenance"]["functional"] == "SCAN"
     assert "bundled models are" in run("models", "no-such-model", code=2).stderr
     assert isinstance(json.loads(run("models", "--json").stdout), list)
+
+
+DISORDERED = """data_x
+_cell_length_a 4.1
+_cell_length_b 4.1
+_cell_length_c 4.1
+_cell_angle_alpha 90
+_cell_angle_beta 90
+_cell_angle_gamma 90
+_space_group_name_H-M_alt 'P 1'
+loop_
+_atom_site_label
+_atom_site_type_symbol
+_atom_site_fract_x
+_atom_site_fract_y
+_atom_site_fract_z
+_atom_site_occupancy
+O1 O 0 0 0 {oxygen}
+H1 H 0 0 0 {hydrogen}
+"""
+
+
+@pytest.mark.parametrize(("oxygen", "hydrogen"), [(0.5, 0.5), (0.3, 0)])
+def test_disordered_structures_are_refused(tmp_path, model_file, oxygen, hydrogen):
+    text = DISORDERED.format(oxygen=oxygen, hydrogen=hydrogen)
+    if not hydrogen:
+        text = text.removesuffix("H1 H 0 0 0 0\n")
+    (tmp_path / "x.cif").write_text(text)
+    target = tmp_path / "x.cube"
+    output = run("predict", tmp_path / "x.cif", "-m", model_file, "-o", target, code=2).output
+    assert "disordered" in output
+    assert not target.exists()
+
+
+def test_names_of_structures_that_begin_like_vasp_s_densities_are_structures(tmp_path, water):
+    write(tmp_path / "chgnet_relaxed.xyz", water)
+    assert "H2O" in run("info", tmp_path / "chgnet_relaxed.xyz").output
+
+
+def test_the_suffix_decides_the_format_before_the_beginning_of_a_name(
+    structure, model_file, tmp_path
+):
+    target = tmp_path / "CHGCAR_x.cube"
+    run("predict", structure, "-m", model_file, "-o", target, "--shape", 4, 4, 4)
+    assert DensityGrid.read(target).shape == (4, 4, 4)
+
+
+def test_info_takes_frames_of_trajectories(tmp_path, water):
+    write(tmp_path / "x.traj", [water, water])
+    assert "H2O" in run("info", f"{tmp_path / 'x.traj'}@0").output
+
+
+def test_moments_of_three_components_are_refused_or_replaced(tmp_path, spin_model_file, crystal):
+    crystal.set_initial_magnetic_moments(np.ones((len(crystal), 3)))
+    write(tmp_path / "x.traj", crystal)
+    command = ["predict", tmp_path / "x.traj", "-m", spin_model_file, "--shape", 4, 4, 4]
+    output = run(*command, "-o", tmp_path / "a.cube", code=2).output
+    assert "three components" in output
+    run(*command, "-o", tmp_path / "a.cube", "--spin", "O=1")

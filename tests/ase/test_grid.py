@@ -283,3 +283,14 @@ def test_files_that_are_no_densities_name_themselves(tmp_path: Path):
     (tmp_path / "x.cube").write_text("nothing\n")
     with pytest.raises(DensityFileError, match=r"x\.cube"):
         DensityGrid.read(tmp_path / "x.cube")
+
+
+def test_on_site_data_of_a_grid_with_spin_minus_one_without_stay_complete(tmp_path):
+    onsite = (np.arange(3.0), np.arange(2.0), np.arange(2.0))
+    magnetic = wave_grid((4, 4, 4), spin=True, onsite=onsite, onsite_spin=onsite)
+    paired = wave_grid((4, 4, 4), onsite=onsite)
+    for difference, sign in ((magnetic - paired, 1), (paired - magnetic, -1)):
+        assert [rows.tolist() for rows in difference.onsite] == [[0, 0, 0], [0, 0], [0, 0]]
+        for found, given in zip(difference.onsite_spin, onsite, strict=True):
+            np.testing.assert_array_equal(found, sign * given)
+    (magnetic - paired).write(tmp_path / "CHGCAR")

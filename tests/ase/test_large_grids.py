@@ -10,13 +10,13 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
-from ase.io import write
+from ase.io import read, write
 from typer.testing import CliRunner
 
 from eac_ase import DensityGrid, EACDensity
 from eac_ase.cli import app
 from eac_model.engine import streaming
-from eac_model.errors import GridError
+from eac_model.errors import DensityFileError, GridError
 
 SMALL = "1e-6"
 """GiB: less than any grid takes."""
@@ -153,3 +153,38 @@ def test_calculators_share_their_grids_among_devices(model_file, crystal):
     expected = single.get_density_grid(crystal, shape=shape).values
     assert np.abs(found - expected).max() < 2e-6 * expected.max()
     assert np.allclose(several.get_charges(crystal), single.get_charges(crystal), atol=1e-5)
+
+
+def test_unfinished_files_are_no_densities(structure, model_file, tmp_path, monkeypatch):
+    calculator = EACDensity(model_file, device="cpu")
+    evaluate, slabs = streaming.evaluate_grid, []
+
+    def stop(*arguments, **options):
+        slabs.append(0)
+        if len(slabs) == 3:
+            raise KeyboardInterrupt
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(streaming, "evaluate_grid", stop)
+    crystal = read(structure)
+    with pytest.raises(KeyboardInterrupt):
+        calculator.write_density(tmp_path / "x.h5", crystal, shape=(6, 6, 6), memory=200)
+    monkeypatch.undo()
+    partial = tmp_path / "x.h5.partial.h5"
+    with pytest.raises(DensityFileError, match="unfinished, 2 of 6 planes"):
+        DensityGrid.read(partial)
+    calculator.write_density(tmp_path / "x.h5", crystal, shape=(6, 6, 6), memory=200)
+    assert DensityGrid.read(tmp_path / "x.h5").shape == (6, 6, 6)
+
+
+def test_what_may_become_the_file_lies_on_its_disk(structure, model_file, tmp_path, monkeypatch):
+    (tmp_path / "elsewhere").mkdir()
+    moves = []
+    replace = Path.replace
+    monkeypatch.setattr(
+        Path, "replace", lambda path, target: (moves.append((path, target)), replace(path, target))
+    )
+    targets = [tmp_path / "CHGCAR", tmp_path / "elsewhere" / "x.h5"]
+    EACDensity(model_file, device="cpu").write_density(targets, read(structure), shape=(4, 4, 4))
+    assert [path.parent for path, _ in moves] == [tmp_path / "elsewhere"]
+    assert all(target.exists() for target in targets)

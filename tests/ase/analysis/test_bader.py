@@ -72,3 +72,17 @@ def test_thin_points_are_vacuum(gaussians):
     found = partition(grid, "bader", valence_electrons={"H": 1})
     assert 0 < found.vacuum_charge < 0.02
     assert found.populations[0] + found.vacuum_charge == pytest.approx(1, abs=1e-9)
+
+
+def test_multipoles_of_a_slab_are_about_the_nearest_image_of_an_atom(gaussians):
+    # Rounded fractions are not the nearest image in a hexagonal cell.
+    a = 3.0
+    atoms = Atoms("He", [(0.2, 0.1, 3.0)], cell=[[a, 0, 0], [a / 2, a * 3**0.5 / 2, 0], [0, 0, 6]])
+    atoms.pbc = True
+    grid = gaussians(atoms, [2], [1.5], (24, 24, 48), kind="all-electron")
+    whole = partition(grid, "bader")
+    atoms.pbc = (True, True, False)
+    slab = partition(replace(grid, atoms=atoms, pbc=(True, True, False)), "bader")
+    assert whole.dipoles[0] == pytest.approx(np.zeros(3), abs=0.02)
+    np.testing.assert_allclose(slab.dipoles, whole.dipoles, atol=1e-6)
+    np.testing.assert_allclose(slab.quadrupoles, whole.quadrupoles, atol=1e-6)

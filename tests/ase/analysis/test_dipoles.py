@@ -73,3 +73,12 @@ def test_ions_of_unknown_charge_are_an_error(polar):
         dipole_moment(replace(polar, kind="unknown"))
     with pytest.raises(AnalysisError, match="check the valence"):
         dipole_moment(polar, valence_electrons={"He": 8})
+
+
+def test_an_ion_is_not_made_neutral_by_itself(gaussians):
+    atoms = Atoms("Ne", [(2.5, 2.5, 2.5)], cell=[5, 5, 5])
+    grid = gaussians(atoms, [10.5], [4.0], (30, 30, 30), kind="all-electron")
+    with pytest.raises(AnalysisError, match="Give the charge"):
+        dipole_moment(grid)
+    assert dipole_moment(grid, charge=-0.5).charge == pytest.approx(-0.5)
+    assert dipole_moment(grid, normalize=False).charge == pytest.approx(-0.5, abs=1e-3)

@@ -101,3 +101,11 @@ def test_wrong_input_is_explained(chgcar, arguments, message):
 
 def test_options_of_densities_are_refused_for_structures(structure):
     assert "is a structure" in run("partition", structure, "--all-electron", code=2).output
+
+
+def test_targets_and_charges_that_mean_nothing_are_refused_first(structure, model_file, tmp_path):
+    command = ["partition", structure, "-m", model_file]
+    assert "no format of ASE" in run(*command, "-o", tmp_path / "q.foo", code=2).output
+    assert "number of elementary charges" in run(*command, "--charge", "nan", code=2).output
+    spacing = ["--scheme", "voronoi", "--spacing", 0]
+    assert "has to be positive" in run(*command, *spacing, code=2).output
