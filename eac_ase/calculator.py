@@ -159,8 +159,11 @@ class EACDensity(BaseCalculator):
         changes = self._changes(self.atoms, atoms)
         if self.normalize and self.atoms.info.get("charge") != atoms.info.get("charge"):
             changes.append("charge")
-        if not np.array_equal(self.atoms.get_masses(), atoms.get_masses()):
-            changes.append("masses")  # dipoles are about the centre of mass
+        # Dipoles are about the centre of mass.
+        if "dipole" in self.results and not np.array_equal(
+            self.atoms.get_masses(), atoms.get_masses()
+        ):
+            changes.append("masses")
         return changes
 
     def get_property(
