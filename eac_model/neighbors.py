@@ -66,7 +66,8 @@ def check_structure(
         raise StructureError("The cell holds values that are not numbers.")
     if not np.isfinite(atoms.get_initial_magnetic_moments()).all():
         raise StructureError("An initial magnetic moment is not a number.")
-    for site in atoms.info.get("occupancy", {}).values():
+    occupancy = atoms.info.get("occupancy")  # what ASE keeps of a CIF
+    for site in occupancy.values() if isinstance(occupancy, dict) else ():
         if isinstance(site, dict) and (len(site) > 1 or abs(sum(site.values()) - 1) > 1e-3):
             mixed = ", ".join(f"{symbol} {share:g}" for symbol, share in site.items())
             raise StructureError(

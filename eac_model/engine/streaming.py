@@ -108,7 +108,7 @@ def stream_grid(
     provenance = provenance or Provenance()
     files = [target for target in targets if target.suffix.lower() == ".h5"]
     # Beside the file it may become: others can be on other disks.
-    beside = (files or targets)[-1 if files else 0]
+    beside = files[-1] if files else targets[0]
     partial = beside.with_name(beside.name + ".partial.h5")
     with _open(partial, network, encoded, shape, provenance, onsite) as file:
         _fill(file, network, encoded, shape, memory, devices, progress)

@@ -610,3 +610,9 @@ def test_models_without_spin_ignore_moments_of_three_components(calculator, crys
     found = EACDensity(calculator.network).get_density_grid(crystal, shape=(4, 4, 4)).values
     assert np.array_equal(found, expected)
     assert np.array_equal(calculator.get_density_grid(crystal, shape=(4, 4, 4)).values, expected)
+
+
+@pytest.mark.parametrize("occupancy", [0.5, {"0": {"O": 1.0}, "1": {"H": 0.9999}}, {}])
+def test_full_sites_and_other_uses_of_the_word_are_no_disorder(calculator, water, occupancy):
+    water.info["occupancy"] = occupancy
+    assert calculator.evaluate([(0.0, 0.0, 0.0)], water)[0] != 0
