@@ -25,7 +25,10 @@ class _Commands(TyperGroup):
             complain(str(error))
             raise typer.Exit(WRONG_INPUT) from error
         except KeyboardInterrupt as error:
-            say("Interrupted. Files that were not complete are not there.")
+            say(
+                "Interrupted. Files that were not complete are not there; the same command goes on "
+                "with a *.partial.h5, if it left one."
+            )
             raise typer.Exit(INTERRUPTED) from error
 
 
