@@ -206,12 +206,13 @@ class EACDensity(BaseCalculator):
         pseudo = self.card.provenance.density_kind == "pseudo"
         wanted = not pseudo or not {"magmom", "magmoms"}.isdisjoint(properties)
         if reasons["magmom"] is None and wanted:
-            moments = populations[0] - populations[1]
             if pseudo:
                 # Most of a moment may lie inside the PAW spheres.
                 whole = self.partition("eac", atoms, normalize=False).moments
                 assert whole is not None
                 moments = whole
+            else:
+                moments = populations[0] - populations[1]
             results["magmom"] = float(moments.sum())
             if reasons["magmoms"] is None:
                 results["magmoms"] = moments

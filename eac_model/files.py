@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import yaml
+from filelock import FileLock, Timeout
 
 from eac_model.errors import ConfigurationError
 
@@ -49,6 +50,20 @@ def write_bytes(path: str | Path, content: bytes) -> None:
     """Write a whole file through :func:`replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content)
+
+
+@contextmanager
+def alone(lock: Path, busy: str) -> Iterator[None]:
+    """Keep others out while the block runs; ConfigurationError with `busy` if one is in already."""
+    held = FileLock(lock)
+    try:
+        held.acquire(timeout=0)
+    except Timeout:
+        raise ConfigurationError(busy) from None
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def append_line(path: Path, line: str) -> None:

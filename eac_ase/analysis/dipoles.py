@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eac_ase.analysis.moments import ELECTRONS
+from eac_ase.analysis.moments import charge_of
 from eac_ase.analysis.paw import sphere_moments
-from eac_ase.charge import stated_charge
 from eac_ase.grid import DensityGrid
 from eac_model.errors import AnalysisError
 
@@ -66,14 +65,8 @@ def charges_of(
             f"The charges of the ions are not known: this density is of the kind {grid.kind!r}. "
             "Give valence_electrons, the electrons of each neutral atom that it counts."
         )
-    stated = stated_charge(grid.atoms, charge)
-    total = float(stated or 0.0)
     found = grid.integrate()
-    if normalize and stated is None and abs(found - float(ions.sum())) > ELECTRONS:
-        raise AnalysisError(
-            f"The density holds {found:.3f} electrons, its neutral atoms {ions.sum():.3f}. Give "
-            "the charge of the cell, check the valence electrons, or do not normalise."
-        )
+    total = charge_of(grid.atoms, charge, found, float(ions.sum())) if normalize else 0.0
     factor = (ions.sum() - total) / found if normalize and found > 0 else 1.0
     if abs(factor - 1) > 0.1:
         raise AnalysisError(

@@ -7,16 +7,36 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from ase import Atoms
 from numpy.typing import NDArray
 from torch import Tensor
 
+from eac_ase.charge import stated_charge
 from eac_ase.grid import DensityGrid
+from eac_model.errors import AnalysisError
 
 Array = NDArray[np.floating]
 
 ELECTRONS = 0.25
 """A file's density may hold this many electrons more or less than its neutral atoms; beyond, its
 charge or its valence electrons have to be given."""
+
+
+def charge_of(atoms: Atoms, given: float | None, found: float, neutral: float) -> float:
+    """Charge of the cell: what is stated, or 0 if the density holds the electrons of neutral atoms.
+
+    Raises
+    ------
+    AnalysisError
+        None is stated, and the density holds others.
+    """
+    stated = stated_charge(atoms, given)
+    if stated is None and abs(found - neutral) > ELECTRONS:
+        raise AnalysisError(
+            f"The density holds {found:.3f} electrons, its neutral atoms {neutral:g}. Give the "
+            "charge of the cell, check the valence electrons, or do not normalise."
+        )
+    return stated or 0.0
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from eac_ase.analysis.bader import VACUUM, bader
 from eac_ase.analysis.free_atoms import STEP, core_density
 from eac_ase.analysis.hirshfeld import hirshfeld, iterative_hirshfeld
-from eac_ase.analysis.moments import ELECTRONS, Moments, sphere
+from eac_ase.analysis.moments import Moments, charge_of, sphere
 from eac_ase.analysis.paw import all_electron_valence, sphere_moments
 from eac_ase.analysis.voronoi import voronoi
 from eac_ase.charge import stated_charge
@@ -522,14 +522,8 @@ def _finish(
     if normalize and ready.valences is None:
         why = "none: the number of electrons of the neutral atoms is not known"
     elif normalize and ready.valences is not None:
-        stated = stated_charge(atoms, charge)
-        wanted = float(ready.valences.sum()) - float(stated or 0.0)
-        found = moments.electrons
-        if stated is None and abs(found - wanted) > ELECTRONS:
-            raise AnalysisError(
-                f"The density holds {found:.3f} electrons, its neutral atoms {wanted:g}. Give the "
-                "charge of the cell, check the valence electrons, or do not normalise."
-            )
+        found, neutral = moments.electrons, float(ready.valences.sum())
+        wanted = neutral - charge_of(atoms, charge, found, neutral)
         if not found > 0:
             raise AnalysisError(f"The density holds {found:.3g} electrons: nothing to divide.")
         factor = wanted / found

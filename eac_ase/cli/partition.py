@@ -157,15 +157,12 @@ def _of_model(
     device: str | None,
     quiet: bool,
 ) -> list[Partition]:
-    from eac_ase.cli.predict import parse_moments
+    from eac_ase.cli.predict import set_moments
 
     atoms = read_structure(file)
     calculator = open_calculator(model, device, normalize=False)
     if spin is not None:
-        if not calculator.network.config.spin:
-            raise ConfigurationError(f"The model {model!r} knows no spin: leave --spin out.")
-        atoms.set_initial_magnetic_moments(None)
-        atoms.set_initial_magnetic_moments(parse_moments(spin, atoms))
+        set_moments(atoms, spin, calculator, model)
     if charge is not None:
         atoms.info["charge"] = charge
     progress = False if quiet else None
@@ -251,15 +248,16 @@ def _check_target(path: Path, force: bool, schemes: int) -> None:
         raise GridError(f"There is no folder {path.parent} to write {path.name} into.")
     if path.exists() and not force:
         raise GridError(f"{path} exists already. Replace it with --force, or rename it.")
-    if path.suffix != ".json":
-        from ase.io.formats import filetype, ioformats
+    if path.suffix == ".json":
+        return
+    from ase.io.formats import filetype, ioformats
 
-        kind = ioformats.get(filetype(str(path), read=False))
-        if kind is None or not kind.can_write:
-            raise ConfigurationError(
-                f"{path.name} names no format of ASE: write *.json, *.xyz or *.traj."
-            )
-    if path.suffix != ".json" and schemes > 1:
+    kind = ioformats.get(filetype(str(path), read=False))
+    if kind is None or not kind.can_write:
+        raise ConfigurationError(
+            f"{path.name} names no format of ASE: write *.json, *.xyz or *.traj."
+        )
+    if schemes > 1:
         raise ConfigurationError(
             f"{path.name} holds the charges of one scheme: ask for one, or write *.json."
         )

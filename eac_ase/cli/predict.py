@@ -118,10 +118,7 @@ def predict(
     atoms = read_structure(structure)
     calculator = open_calculator(model, device, normalize)
     if spin is not None:
-        if not calculator.network.config.spin:
-            raise ConfigurationError(f"The model {model!r} knows no spin: leave --spin out.")
-        atoms.set_initial_magnetic_moments(None)
-        atoms.set_initial_magnetic_moments(parse_moments(spin, atoms))
+        set_moments(atoms, spin, calculator, model)
     if not memory > 0:
         raise typer.BadParameter(f"--memory is a number of GiB, not {memory}")
     wanted = calculator.get_grid_shape(atoms, shape, spacing)
@@ -132,6 +129,14 @@ def predict(
     else:
         report = _predict(calculator, atoms, structure, outputs, plot, shape, spacing, as_json)
     _report(report, as_json)
+
+
+def set_moments(atoms: Atoms, spin: str, calculator: EACDensity, model: str) -> None:
+    """Give atoms the moments of ``--spin``, whatever theirs were."""
+    if not calculator.network.config.spin:
+        raise ConfigurationError(f"The model {model!r} knows no spin: leave --spin out.")
+    atoms.set_initial_magnetic_moments(None)
+    atoms.set_initial_magnetic_moments(parse_moments(spin, atoms))
 
 
 def _check_streamable(outputs: list[Path], plot: Path | None, held: int) -> None:

@@ -15,12 +15,11 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from ase.data import chemical_symbols
-from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_only
 
 from eac_model.checkpoint import ModelCard, ModelHeader, load_model, read_header, save_model
 from eac_model.errors import ConfigurationError
-from eac_model.files import write_bytes
+from eac_model.files import alone, write_bytes
 from eac_model.network import DensityNetwork, build, network_config, with_onsite
 from eac_model.registry import find_model
 from eac_model.training.calibration import calibrate
@@ -82,7 +81,11 @@ def train(config: TrainingConfig, directory: str | Path, *, resume: bool = False
         # The caller's random numbers stay what they were.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
-            with _alone(files.directory):
+            if not _is_first_process():
+                return _train(config, files, resume=resume)  # the first one holds the lock
+            files.directory.mkdir(parents=True, exist_ok=True)
+            busy = f"{files.directory}: another run is working in this folder."
+            with alone(files.directory / ".lock", busy):
                 return _train(config, files, resume=resume)
     except OSError as error:
         raise ConfigurationError(
@@ -314,24 +317,6 @@ def _check_same_run(config: TrainingConfig, prints: list[str], state: dict[str, 
                 f"{key}: the files hold other structures than when the run to resume was started. "
                 "Restore them, or start a new run in another directory."
             )
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Keep a second run out of a folder; the processes of one run share it."""
-    if not _is_first_process():
-        yield
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(directory / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise ConfigurationError(f"{directory}: another run is working in this folder.") from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _is_first_process() -> bool:
