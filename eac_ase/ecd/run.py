@@ -21,7 +21,6 @@ from typing import Any
 
 from ase.data import chemical_symbols
 from ase.formula import Formula
-from filelock import FileLock, Timeout
 
 from eac_ase.calculator import EACDensity
 from eac_ase.ecd import measure
@@ -33,7 +32,7 @@ from eac_ase.progress import progress_bar
 from eac_model.checkpoint import load_model, read_header, save_model
 from eac_model.data import DensityStore
 from eac_model.errors import ConfigurationError
-from eac_model.files import write_bytes
+from eac_model.files import alone, write_bytes
 from eac_model.registry import find_model
 from eac_model.training import TrainingConfig, train
 from eac_model.training.config import network_section
@@ -121,16 +120,13 @@ def run_task(
     """
     directory = Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(directory / ".lock", timeout=0):
-            models = _models(task, Path(data), directory, budget, model, progress)
-            results = Results(directory / "results.jsonl")
-            if task.measures == "gap":
-                rows = _measure_gaps(Path(data), models, results, budget, device, progress)
-            else:
-                rows = _measure(task, Path(data), models, results, budget, device, progress)
-    except Timeout:
-        raise ConfigurationError(f"{directory}: another run is working in this folder.") from None
+    with alone(directory / ".lock", f"{directory}: another run is working in this folder."):
+        models = _models(task, Path(data), directory, budget, model, progress)
+        results = Results(directory / "results.jsonl")
+        if task.measures == "gap":
+            rows = _measure_gaps(Path(data), models, results, budget, device, progress)
+        else:
+            rows = _measure(task, Path(data), models, results, budget, device, progress)
     content = {
         "task": task.name,
         "summary": task.summary,

@@ -24,12 +24,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from ase import Atoms
-from filelock import FileLock, Timeout
 
 from eac_ase.reference.recipe import Recipe, Settings, Split, Task
 from eac_model.data import DensitySample, DensityStore
 from eac_model.errors import ConfigurationError
-from eac_model.files import append_line, replacing
+from eac_model.files import alone, append_line, replacing
 
 if TYPE_CHECKING:
     from multiprocessing.context import SpawnProcess
@@ -175,20 +174,17 @@ def run_plan(
     if not plan.output.exists():
         plan.output.parent.mkdir(parents=True, exist_ok=True)
         DensityStore.create(plan.output)
-    try:
-        with FileLock(plan.output / ".run.lock", timeout=0):
-            _keep_recipe(plan)
-            if dask is not None:
-                results = _with_dask(plan.todo, dask, calculate)
-            elif workers:
-                results = _in_processes(plan.todo, workers, plan.recipe.time_limit, calculate)
-            else:
-                results = _here(plan.todo, calculate)
-            stores: dict[Split, DensityStore] = {}
-            for task, result, seconds in results:
-                yield _keep(plan, stores, task, result, seconds)
-    except Timeout:
-        raise ConfigurationError(f"{plan.output}: another run is working on this output.") from None
+    with alone(plan.output / ".run.lock", f"{plan.output}: another run is working on this output."):
+        _keep_recipe(plan)
+        if dask is not None:
+            results = _with_dask(plan.todo, dask, calculate)
+        elif workers:
+            results = _in_processes(plan.todo, workers, plan.recipe.time_limit, calculate)
+        else:
+            results = _here(plan.todo, calculate)
+        stores: dict[Split, DensityStore] = {}
+        for task, result, seconds in results:
+            yield _keep(plan, stores, task, result, seconds)
 
 
 def compute(calculate: Calculate, task: Task) -> DensitySample | Failure:
