@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +19,10 @@ from ase.calculators.calculator import (
     PropertyNotImplementedError,
 )
 from numpy.typing import ArrayLike, NDArray
-from scipy.fft import next_fast_len
 
 from eac_ase.charge import stated_charge
 from eac_ase.error_estimate import ErrorEstimate, estimate_error
-from eac_ase.grid import DensityGrid, Shape, checked_shape
+from eac_ase.grid import DensityGrid
 from eac_ase.progress import progress_bar
 from eac_model.checkpoint import ModelCard, load_model
 from eac_model.engine import (
@@ -37,8 +37,15 @@ from eac_model.engine import (
     stream_grid,
     total_and_spin,
 )
+from eac_model.engine.kernels import fingerprint
 from eac_model.engine.onsite import Rows
-from eac_model.errors import GridError, UnfamiliarStructureWarning, UnknownElementError
+from eac_model.errors import (
+    GridError,
+    StructureError,
+    UnfamiliarStructureWarning,
+    UnknownElementError,
+)
+from eac_model.lattice import Shape, box_around, checked_shape, grid_shape
 from eac_model.neighbors import check_structure
 from eac_model.network import DensityNetwork, EACNet
 from eac_model.registry import default_model, find_model, models_knowing
@@ -48,9 +55,6 @@ if TYPE_CHECKING:
 
 SPACING = 0.1
 """Default distance of grid points, Å. VASP's fine grid at 500 eV is about as dense."""
-
-MOST_POINTS = 1e6
-"""Along one cell vector."""
 
 INTEGRATION_SPACING = 0.15
 """Distance of the points on which charges, moments and dipoles are summed, Å, where they have
@@ -125,8 +129,16 @@ class EACDensity(BaseCalculator):
         devices = _devices(device)
         first = devices[0] if devices else None
         self._devices = devices if len(devices) > 1 else []
+        if dtype not in (None, torch.float32, torch.float64):
+            raise CalculatorSetupError(
+                f"dtype={dtype!r}: torch.float32, torch.float64, or None for that of the model."
+            )
         if isinstance(model, DensityNetwork):
-            self.network = model.to(device=first, dtype=dtype).eval()
+            # Others may use it: only a copy goes to another place or type.
+            moved = first is not None and torch.device(first) != model.device
+            if moved or dtype not in (None, model.dtype):
+                model = copy.deepcopy(model).to(device=first, dtype=dtype)
+            self.network = model
             self.card = ModelCard(name="unnamed network")
         else:
             if first is None:
@@ -135,12 +147,10 @@ class EACDensity(BaseCalculator):
             self.network, self.card = load_model(path, first, dtype)
         self.normalize = normalize
         self._attached: Atoms | None = None
-        self._encoded: EncodedAtoms | None = None
+        self._known: _Known | None = None
         self._last = Atoms()
         """The structure of the last call, with what the density does not depend on."""
-        self._estimate: ErrorEstimate | None = None
-        self._integrals: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
-        self._partitions: dict[tuple[Any, ...], Partition] = {}
+        self._settings_of_results: tuple[Any, ...] = ()
 
     def __repr__(self) -> str:
         settings = ", normalize=True" if self.normalize else ""
@@ -157,6 +167,8 @@ class EACDensity(BaseCalculator):
         if self.atoms is None:
             return ["numbers", "positions", "cell", "pbc", "initial_magmoms"]
         changes = self._changes(self.atoms, atoms)
+        if self.results and self._settings_of_results != self._settings():
+            changes.append("settings")
         if self.normalize and self.atoms.info.get("charge") != atoms.info.get("charge"):
             changes.append("charge")
         # Dipoles are about the centre of mass.
@@ -217,6 +229,7 @@ class EACDensity(BaseCalculator):
             if reasons["magmoms"] is None:
                 results["magmoms"] = moments
         self.results = results
+        self._settings_of_results = self._settings()
 
     def todict(self) -> dict[str, Any]:
         """Name of the model and settings, for ASE's databases and trajectories."""
@@ -394,7 +407,7 @@ class EACDensity(BaseCalculator):
         :meth:`get_augmentation`, and the density of a fully periodic structure is scaled when all
         of it is known, so that the sum of the file is exact, as :meth:`get_density_grid` does.
         """
-        atoms = self._structure(atoms)
+        given = atoms = self._structure(atoms)
         cell, origin, shape = self._lattice(atoms, shape, spacing, None)
         if origin.any() or not np.array_equal(cell, atoms.cell.array):
             atoms = atoms.copy()
@@ -402,6 +415,7 @@ class EACDensity(BaseCalculator):
             atoms.set_cell(cell)
         encoded = self._encode(atoms)
         factor, electrons = self._factor(atoms), None
+        self._last = given.copy()
         if self.normalize and atoms.pbc.all():
             electrons = self._electrons(atoms)
         with progress_bar("density", int(np.prod(shape)), progress) as advance:
@@ -562,13 +576,13 @@ class EACDensity(BaseCalculator):
         if scheme == "eac" and (reason := self._why_no_contributions()):
             raise PropertyNotImplementedError(reason)
         atoms = self._structure(atoms)
-        encoded = self._encode(atoms)
-        key = (scheme, spacing, normalize, self.normalize, atoms.info.get("charge"))
-        found = self._partitions.get(key) if reference is None else None
+        known = self._know(atoms)
+        key = (scheme, spacing, normalize, self.normalize, stated_charge(atoms))
+        found = known.partitions.get(key) if reference is None else None
         if found is None:
             found = partition_of_model(
                 self,
-                encoded,
+                known.encoded,
                 atoms,
                 scheme,
                 spacing=spacing,
@@ -578,7 +592,7 @@ class EACDensity(BaseCalculator):
                 progress=progress,
             )
             if reference is None:
-                self._partitions[key] = found
+                known.partitions[key] = found
         return found
 
     def get_descriptors(self, atoms: Atoms | None = None) -> NDArray[np.floating]:
@@ -634,13 +648,13 @@ class EACDensity(BaseCalculator):
             The model knows nothing of its errors: no structures were left out of its training, or
             its network has no descriptors of atoms.
         """
-        self._encode(self._structure(atoms))
-        if self._estimate is None:
+        estimate = self._know(self._structure(atoms)).estimate
+        if estimate is None:
             raise PropertyNotImplementedError(
                 f"{self.card.name} has no error estimate. Train with `data.validation`; networks "
                 "other than EAC-Net have none."
             )
-        return self._estimate
+        return estimate
 
     # -- behind the scenes ---------------------------------------------------------------------
 
@@ -651,7 +665,7 @@ class EACDensity(BaseCalculator):
             return atoms
         if self._attached is not None:
             return self._attached
-        if self._encoded is not None:
+        if self._known is not None:
             return self._last
         raise CalculatorSetupError(
             "No structure: attach the calculator (atoms.calc = …) or pass atoms."
@@ -672,14 +686,23 @@ class EACDensity(BaseCalculator):
             )
         return [name for name, (a, b) in pairs.items() if not np.array_equal(a, b)]
 
+    def _settings(self) -> tuple[Any, ...]:
+        """What results depend on beside the structure."""
+        return (self.normalize, *fingerprint(self.network))
+
     def _encode(self, atoms: Atoms) -> EncodedAtoms:
-        if self._encoded is None or self._changes(self._encoded.atoms, atoms):
-            self._integrals = None
-            self._partitions = {}
-            self._encoded = None  # frees the memory, and stays empty if the structure is refused
+        return self._know(atoms).encoded
+
+    def _know(self, atoms: Atoms) -> _Known:
+        # Callers go on with what is returned: another thread may replace what is kept.
+        known, weights = self._known, fingerprint(self.network)
+        if known is None or known.weights != weights or self._changes(known.encoded.atoms, atoms):
+            # Frees the memory, and stays empty if the structure is refused.
+            self._known = known = None
             with _naming_models_for(atoms):
-                self._encoded = encode(self.network, atoms)
-            estimate = self._estimate = estimate_error(self.network, self._encoded)
+                encoded = encode(self.network, atoms)
+            estimate = estimate_error(self.network, encoded)
+            known = self._known = _Known(encoded, weights, estimate)
             if estimate is not None and len(estimate.unfamiliar):
                 warnings.warn(
                     f"{self.card.name} knows no surroundings like those of "
@@ -689,7 +712,7 @@ class EACDensity(BaseCalculator):
                     stacklevel=3,
                 )
         self._last = atoms.copy()
-        return self._encoded
+        return known
 
     def _at(
         self, points: ArrayLike, atoms: Atoms | None, contributions: bool
@@ -734,18 +757,18 @@ class EACDensity(BaseCalculator):
     def _raw_integrals(self, atoms: Atoms) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         from eac_ase.analysis.learned import has_closed_form, learned_moments
 
-        encoded = self._encode(atoms)
-        if self._integrals is None and has_closed_form(self.network):
-            moments = learned_moments(self.network, encoded)
-            self._integrals = moments.populations, moments.firsts
-        if self._integrals is None:
+        known = self._know(atoms)
+        if known.integrals is None and has_closed_form(self.network):
+            moments = learned_moments(self.network, known.encoded)
+            known.integrals = moments.populations, moments.firsts
+        if known.integrals is None:
             everything = [axis for axis in range(3) if not atoms.pbc[axis]]
             cell, origin = box_around(atoms, self.network.config.point_cutoff, everything)
             shape = grid_shape(cell, INTEGRATION_SPACING)
             with progress_bar("charges", int(np.prod(shape))) as advance:
                 found = integrate_density(
                     self.network,
-                    encoded,
+                    known.encoded,
                     shape,
                     by_atom=isinstance(self.network, EACNet),
                     cell=cell,
@@ -753,8 +776,8 @@ class EACDensity(BaseCalculator):
                     devices=self._devices,
                     progress=advance,
                 )
-            self._integrals = found.populations, found.dipoles
-        return self._integrals
+            known.integrals = found.populations, found.dipoles
+        return known.integrals
 
     def _places(self, atoms: Atoms) -> NDArray[np.float64]:
         """What the dipoles of :meth:`_integrate` are taken about, (n_atoms or 1, 3), Å."""
@@ -788,7 +811,13 @@ class EACDensity(BaseCalculator):
                 f"normalize=True needs to know how many electrons of {', '.join(missing)} the "
                 f"density counts; the card of {self.card.name!r} does not say."
             )
-        return float(self._valences(atoms).sum()) - (stated_charge(atoms) or 0.0)
+        valence, charge = float(self._valences(atoms).sum()), stated_charge(atoms) or 0.0
+        if not valence > charge:
+            raise StructureError(
+                f'atoms.info["charge"] = {charge:g}: the density counts {valence:g} electrons of '
+                "these atoms, and none would be left. The charge is in units of |e|."
+            )
+        return valence - charge
 
     def _valences(self, atoms: Atoms) -> NDArray[np.float64]:
         return np.array([self.card.valence_electrons[symbol] for symbol in atoms.symbols])
@@ -880,6 +909,18 @@ class EACDensity(BaseCalculator):
         )
 
 
+@dataclass(eq=False)
+class _Known:
+    """What was found out of one structure."""
+
+    encoded: EncodedAtoms
+    weights: tuple[float, ...]
+    """Fingerprint of the network at the time."""
+    estimate: ErrorEstimate | None
+    integrals: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None
+    partitions: dict[tuple[Any, ...], Partition] = field(default_factory=dict)
+
+
 @contextmanager
 def _naming_models_for(atoms: Atoms) -> Iterator[None]:
     """Say which bundled models know the elements of a structure that a model does not know."""
@@ -906,49 +947,6 @@ def _devices(
                 "install a torch build for your GPU."
             )
     return devices
-
-
-def box_around(
-    atoms: Atoms, margin: float, axes: Sequence[int]
-) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-    """A cell for grids: the structure's, stretched around the atoms along some open directions.
-
-    Parameters
-    ----------
-    margin
-        Distance of the box's faces from the outermost atoms, Å.
-    axes
-        The directions to fit; the others keep their cell vector.
-
-    Returns
-    -------
-    cell, origin
-        Å, shapes (3, 3) and (3,).
-    """
-    cell = np.array(atoms.cell.complete())
-    inverse = np.linalg.inv(cell)
-    fractions = atoms.positions @ inverse
-    origin = np.zeros(3)
-    stretched = cell.copy()
-    for axis in axes:
-        # 1 / |column of the inverse| is the distance between opposite faces.
-        reach = margin * float(np.linalg.norm(inverse[:, axis]))
-        low, high = fractions[:, axis].min() - reach, fractions[:, axis].max() + reach
-        stretched[axis] = cell[axis] * (high - low)
-        origin += low * cell[axis]
-    return stretched, origin
-
-
-def grid_shape(cell: NDArray[np.floating], spacing: float) -> Shape:
-    """Numbers of points at most ``spacing`` (Å) apart, products of 2, 3 and 5."""
-    if not (np.isfinite(spacing) and spacing > 0):
-        raise GridError(f"The spacing of a grid has to be positive, not {spacing} Å.")
-    lengths = np.linalg.norm(cell, axis=1)
-    if lengths.max() / spacing > MOST_POINTS:
-        raise GridError(f"{lengths.max():g} Å in steps of {spacing:g} Å are too many points.")
-    # 1e-6: a length that is a multiple of the spacing up to rounding needs no further point.
-    n1, n2, n3 = (next_fast_len(max(1, int(np.ceil(n - 1e-6))), True) for n in lengths / spacing)
-    return n1, n2, n3
 
 
 def _axes_without_box(atoms: Atoms) -> list[int]:

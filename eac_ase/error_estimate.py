@@ -55,9 +55,13 @@ def estimate_error(network: DensityNetwork, encoded: EncodedAtoms) -> ErrorEstim
     pairs = atoms_in_reach(encoded.atoms, float(expected.reach))
     errors, structure = expected(invariants, elements, pairs)
     distances = expected.distances(invariants, elements)
-    return ErrorEstimate(
+    found = ErrorEstimate(
         structure=float(structure),
         atoms=errors.double().cpu().numpy(),
         distances=distances.double().cpu().numpy(),
         limit=float(expected.limit),
     )
+    # Calculators keep it.
+    found.atoms.setflags(write=False)
+    found.distances.setflags(write=False)
+    return found

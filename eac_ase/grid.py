@@ -20,8 +20,8 @@ from eac_ase.formats import write_grid
 from eac_model.data.readers import read_density
 from eac_model.data.sample import DensityKind, DensitySample, Provenance
 from eac_model.errors import GridError
+from eac_model.lattice import Shape, checked_shape
 
-Shape = tuple[int, int, int]
 Onsite = tuple[NDArray[np.floating], ...] | None
 
 
@@ -487,20 +487,6 @@ class Plane:
     def points(self, x: NDArray[np.floating], y: NDArray[np.floating]) -> NDArray[np.floating]:
         """Cartesian positions of all (x, y), Å, shape (nx, ny, 3)."""
         return self.center + x[:, None, None] * self.u + y[None, :, None] * self.v
-
-
-def checked_shape(shape: Shape) -> Shape:
-    """Three positive whole numbers of points, as ints.
-
-    Raises
-    ------
-    GridError
-        They are something else.
-    """
-    if np.shape(shape) != (3,) or any(not np.isfinite(n) or n != int(n) or n < 1 for n in shape):
-        raise GridError(f"A grid needs three positive whole numbers of points, not {shape}.")
-    n1, n2, n3 = (int(n) for n in shape)
-    return n1, n2, n3
 
 
 def _scaled(onsite: Onsite, factor: float) -> Onsite:

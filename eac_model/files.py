@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -63,6 +63,9 @@ def alone(lock: Path, busy: str) -> Iterator[None]:
     try:
         yield
     finally:
+        # While it is still held: whoever opened it meanwhile finds it gone, and tries again.
+        with suppress(OSError):
+            lock.unlink()
         held.release()
 
 

@@ -7,7 +7,7 @@ from typing import Any
 from ase import Atoms
 
 from eac_ase.adapters.gpaw_state import DensityModel, PawState, predict_state
-from eac_ase.grid import Shape
+from eac_model.lattice import Shape
 
 
 def predict_once(model: DensityModel, atoms: Atoms, shape: Shape, comm: Any) -> PawState:

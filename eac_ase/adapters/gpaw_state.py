@@ -20,10 +20,11 @@ from ase.units import Bohr
 from numpy.typing import NDArray
 
 from eac_ase.error_estimate import ErrorEstimate
-from eac_ase.grid import DensityGrid, Shape
+from eac_ase.grid import DensityGrid
 from eac_model.checkpoint import ModelCard
 from eac_model.data.sample import DensitySample, PawDataset
 from eac_model.errors import ConfigurationError
+from eac_model.lattice import Shape
 from eac_model.neighbors import check_structure
 from eac_model.onsite import OnsiteLayout
 

@@ -18,10 +18,10 @@ from e3nn import o3
 from numpy.typing import NDArray
 from torch import Tensor
 
-from eac_ase.calculator import box_around, grid_shape
 from eac_ase.progress import progress_bar
 from eac_model.engine import EncodedAtoms, Integrals, integrate_density
 from eac_model.engine.linear import linear_coefficients, radial_basis_of
+from eac_model.lattice import box_around, grid_shape
 from eac_model.network import DensityNetwork, EACNet
 from eac_model.network.radial import SplineBasis
 

@@ -27,6 +27,7 @@ from eac_ase.grid import DensityGrid
 from eac_model.engine import EncodedAtoms
 from eac_model.errors import AnalysisError
 from eac_model.files import replacing
+from eac_model.lattice import grid_shape
 
 if TYPE_CHECKING:
     from eac_ase.calculator import EACDensity
@@ -403,7 +404,6 @@ def _prepare(
     if grid.kind != "pseudo":
         valences = _valences(grid, valence_electrons)
         return _Ready(grid, nothing, None, valences, f"{grid.kind} density")
-    from eac_ase.calculator import grid_shape
 
     valences = sphere_moments(grid).valences  # first of all: it refuses grids without D
     wanted = grid_shape(grid.cell, spacing)

@@ -16,10 +16,10 @@ from scipy.fft import fftn, ifftn, next_fast_len
 
 from eac_ase.analysis.dipoles import Gap, charges_of, vacuum_gaps
 from eac_ase.analysis.paw import sphere_moments
-from eac_ase.calculator import grid_shape
-from eac_ase.grid import DensityGrid, Shape
+from eac_ase.grid import DensityGrid
 from eac_model.errors import AnalysisError
 from eac_model.files import replacing
+from eac_model.lattice import Shape, grid_shape
 
 Array = NDArray[np.floating]
 

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from eac_ase.calculator import EACDensity
-    from eac_ase.grid import DensityGrid, Shape
+    from eac_ase.grid import DensityGrid
+from eac_model.lattice import Shape
 
 DEFAULT_MEMORY = 4.0
 """GiB."""

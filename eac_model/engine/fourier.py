@@ -33,6 +33,7 @@ from eac_model.engine.kernels import fingerprint
 from eac_model.engine.linear import linear_coefficients, radial_basis_of
 from eac_model.engine.shells import sort_by
 from eac_model.errors import ConfigurationError, GridError
+from eac_model.lattice import checked_shape
 from eac_model.network import DensityNetwork, EACNet
 from eac_model.network.harmonics import solid_harmonics
 from eac_model.network.radial import SplineBasis
@@ -240,8 +241,7 @@ def evaluate_band_limited(
             "Put it into a cell with vacuum around it and set atoms.pbc = True, or evaluate the "
             "density at the points of the grid (without band_limited)."
         )
-    if len(shape) != 3 or min(shape) < 1:
-        raise GridError(f"A grid has three positive numbers of points, not {shape}.")
+    shape = checked_shape(shape)
     waves = _Waves.of(np.asarray(encoded.atoms.cell), shape)
     table = radial_transforms(linear, waves.largest())
     fractions = np.linalg.solve(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -120,8 +121,6 @@ class FusedLinear:
     ----------
     network
         With a linear decoder or a superposition, float32, on the CPU.
-    tolerance
-        Bound on the error of the radial functions, relative to the largest of their values.
 
     Raises
     ------
@@ -129,8 +128,9 @@ class FusedLinear:
         The radial functions are too rough.
     """
 
-    def __init__(self, network: EACNet, tolerance: float = TOLERANCE) -> None:
-        self.network = network
+    def __init__(self, network: EACNet) -> None:
+        # It is kept as long as the network, and must not keep the network.
+        self._network = weakref.ref(network)
         self.l_max = 0 if network.linear is None else network.config.l_max
         self.core_radius = network.config.linear_basis.core_radius
         self.cutoff = network.config.point_cutoff
@@ -141,7 +141,7 @@ class FusedLinear:
                 values: Tensor = exact(distance)
             return values
 
-        self.pieces: Pieces = fit_pieces(functions, _first_edges(network), tolerance)
+        self.pieces: Pieces = fit_pieces(functions, _first_edges(network), TOLERANCE)
         # (basis, intervals · terms)
         table = self.pieces.coefficients.permute(2, 0, 1).flatten(1)
         self.table = table.to(network.dtype).contiguous()
@@ -158,8 +158,10 @@ class FusedLinear:
 
     def write_tables(self, descriptors: Tensor, elements: Tensor, target: Tensor) -> None:
         """H of atoms into ``target``, (spins, n, intervals, (l_max+1)², TERMS)."""
+        network = self._network()
+        assert network is not None
         for of_spin, found in zip(descriptors, target, strict=True):
-            coefficients = linear_coefficients(self.network, of_spin, elements)
+            coefficients = linear_coefficients(network, of_spin, elements)
             by_interval = (coefficients @ self.table).unflatten(-1, (-1, TERMS))
             found.copy_(by_interval.transpose(1, 2))
 

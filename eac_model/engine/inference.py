@@ -26,7 +26,9 @@ from eac_model.engine.kernels import Kernels, shell_kernels
 from eac_model.engine.memory import free_memory
 from eac_model.engine.symmetry import unique_points
 from eac_model.engine.tiles import TilePairs, sort_pairs, tile_pairs
+from eac_model.errors import ConfigurationError, GridError
 from eac_model.graph import AtomGraph, PointPairs
+from eac_model.lattice import checked_shape
 from eac_model.neighbors import (
     atom_graph,
     check_structure,
@@ -154,17 +156,20 @@ def evaluate_points(
 
     Raises
     ------
-    ValueError
-        Points of another shape, or not finite; or contributions of atoms are asked of a network
-        that has none.
+    GridError
+        Points of another shape, or not finite.
+    ConfigurationError
+        Contributions of atoms are asked of a network that has none.
     """
     points = np.asarray(points, dtype=float)
     if points.ndim != 2 or points.shape[1] != 3:
-        raise ValueError(f"Points have the shape (p, 3), not {points.shape}.")
+        raise GridError(f"Points have the shape (p, 3), not {points.shape}.")
     if not np.isfinite(points).all():
-        raise ValueError("Some points are not finite numbers.")
+        raise GridError("Some points are not finite numbers.")
     if (contributions or of_atoms is not None) and not isinstance(network, EACNet):
-        raise ValueError(f"The architecture {network.config.architecture} has no contributions.")
+        raise ConfigurationError(
+            f"The architecture {network.config.architecture} has no contributions."
+        )
     wrapped = wrap_points(points, encoded.atoms)
     wanted = _Wanted(contributions, of_atoms)
     shape = (network.n_spin, len(points), len(encoded.atoms))[: 3 if contributions else 2]
@@ -214,10 +219,16 @@ def evaluate_grid(
     -------
     ndarray
         Shape (n_spin, n1, n2, n3), e/Å³.
+
+    Raises
+    ------
+    GridError
+        The shape is none.
     """
+    shape = checked_shape(shape)
     whole = cell is None or np.array_equal(cell, encoded.atoms.cell)
     if symmetry and whole and of_atoms is None and (origin is None or not np.any(origin)):
-        unique = unique_points(encoded.atoms, shape)
+        unique = unique_points(encoded.atoms, shape, mirrors=network.mirror_images_have_one_density)
         if unique is not None:
             points = (unique.indices / np.array(shape)) @ np.asarray(encoded.atoms.cell)
             found = evaluate_points(
@@ -281,9 +292,12 @@ def integrate_density(
 
     Raises
     ------
-    ValueError
+    GridError
+        The shape is none.
+    ConfigurationError
         Contributions of atoms are asked of a network that has none.
     """
+    shape = checked_shape(shape)
     spanned = np.asarray(complete_cell(encoded.atoms) if cell is None else cell)
     voxel = abs(np.linalg.det(spanned)) / np.prod(shape)
     wanted = _Wanted(integrals=by_atom)
@@ -468,7 +482,7 @@ def _sums(worker: _Worker, points: NDArray, wanted: _Wanted) -> _Sums:
         atom = torch.as_tensor(encoded.image_atoms[near], device=network.device)[pairs.image]
         if not isinstance(network, EACNet):
             if wanted.contributions or wanted.integrals or wanted.of_atoms is not None:
-                raise ValueError(f"{type(network).__name__} has no contributions of atoms.")
+                raise ConfigurationError(f"{type(network).__name__} has no contributions of atoms.")
             np.add(sums.density, _density(worker, pairs, atom, len(points)), out=sums.density)
             return sums
         atoms = int((torch.bincount(atom) > 0).sum())
@@ -627,8 +641,6 @@ def _blocks_of_grid(
     block_size: int,
 ) -> Iterator[tuple[tuple[slice, slice, slice], NDArray[np.float64]]]:
     """Windows of a grid, as cubic as they can be, and the positions of their points."""
-    if len(shape) != 3 or min(shape) < 1:
-        raise ValueError(f"A grid has three positive numbers of points, not {shape}.")
     vectors = np.asarray(complete_cell(encoded.atoms) if cell is None else cell, dtype=float)
     start = np.zeros(3) if origin is None else np.asarray(origin, dtype=float)
     steps = np.linalg.norm(vectors, axis=1) / shape

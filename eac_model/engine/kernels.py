@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -64,10 +65,24 @@ def _prepare(network: EACNet) -> Kernels:
 
 
 def fingerprint(network: DensityNetwork) -> tuple[float, ...]:
-    """Changes with the parameters, however they were changed."""
+    """Changes with the parameters, however they were changed; within this process.
+
+    Norms see new values; torch counts changes in place, of which norms do not see those of signs
+    and order.
+    """
     tensors: list[Tensor] = []
     for module in network.modules():
         tensors += [*module.parameters(recurse=False), *module.buffers(recurse=False)]
     # At once: one by one the norms take longer than the density of a small crystal.
     norms = torch._foreach_norm([t.detach().float() for t in tensors if t.numel()])
-    return tuple(torch.stack(list(norms)).tolist())
+    changes = [0 if t.is_inference() else t._version for t in tensors]
+    return (*torch.stack(list(norms)).tolist(), *changes)
+
+
+def digest(network: DensityNetwork) -> str:
+    """Hash of configuration and parameters, the same in every process."""
+    found = hashlib.sha256(network.config.model_dump_json().encode())
+    for name, tensor in network.state_dict().items():
+        found.update(name.encode())
+        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return found.hexdigest()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 import torch
 from torch import Tensor
@@ -28,8 +29,6 @@ class ShellLinear:
     ----------
     network
         With a linear decoder or a superposition.
-    tolerance
-        Bound on the error of the radial functions, relative to the largest of their values.
 
     Raises
     ------
@@ -37,16 +36,18 @@ class ShellLinear:
         No number of shells meets the bound.
     """
 
-    def __init__(self, network: EACNet, tolerance: float = TOLERANCE) -> None:
-        self.network = network
+    def __init__(self, network: EACNet) -> None:
+        # It is kept as long as the network, and must not keep the network.
+        self._network = weakref.ref(network)
+        self._exact = copy.deepcopy(radial_basis_of(network)).double().cpu()
         self.l_max = 0 if network.linear is None else network.config.l_max
         self.core_radius = network.config.linear_basis.core_radius
-        basis = radial_basis_of(network).basis
+        basis = self._exact.basis
         self.shells = fit_shells(
             [self._functions],
             network.config.point_cutoff,
-            copy.deepcopy(basis) if isinstance(basis, SplineBasis) else None,
-            tolerance,
+            basis if isinstance(basis, SplineBasis) else None,
+            TOLERANCE,
         )
         # (basis, shells · terms)
         table = self.shells.coefficients(self._functions).permute(2, 0, 1).flatten(1)
@@ -54,14 +55,15 @@ class ShellLinear:
 
     def _functions(self, distance: Tensor) -> Tensor:
         """(n,) → (n, basis)."""
-        exact = copy.deepcopy(radial_basis_of(self.network)).double().cpu()
         with torch.no_grad():
-            values: Tensor = exact(distance)
+            values: Tensor = self._exact(distance)
         return values
 
     def tables(self, descriptors: Tensor, elements: Tensor) -> Tensor:
         """H of atoms, (n, shells, (l_max+1)², TERMS)."""
-        coefficients = linear_coefficients(self.network, descriptors, elements)
+        network = self._network()
+        assert network is not None
+        coefficients = linear_coefficients(network, descriptors, elements)
         tables = (coefficients @ self.table).unflatten(-1, (-1, TERMS))
         return tables.transpose(1, 2).contiguous()
 

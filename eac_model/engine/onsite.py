@@ -10,6 +10,7 @@ from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from eac_model.engine.inference import EncodedAtoms
+from eac_model.errors import ConfigurationError
 from eac_model.neighbors import atom_graph
 from eac_model.network import DensityNetwork
 
@@ -24,10 +25,15 @@ def evaluate_onsite(network: DensityNetwork, encoded: EncodedAtoms) -> list[Rows
     -------
     list of Rows
         One of all electrons, or, of spin models, two: spin up and spin down.
+
+    Raises
+    ------
+    ConfigurationError
+        The network predicts none.
     """
     layout = network.config.onsite
     if layout is None:
-        raise ValueError("This network predicts no on-site data (config.onsite is None).")
+        raise ConfigurationError("This network predicts no on-site data (config.onsite is None).")
     descriptors = encoded.descriptors
     graph = atom_graph(
         encoded.atoms, network.config.atom_cutoff, descriptors.dtype, descriptors.device

@@ -6,9 +6,11 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 import h5py
 import numpy as np
@@ -20,10 +22,11 @@ from eac_model.data.sample import DensitySample, Provenance
 from eac_model.data.sample_file import write_arrays, write_identity
 from eac_model.engine.devices import Devices
 from eac_model.engine.inference import EncodedAtoms, Progress, evaluate_grid
-from eac_model.engine.kernels import fingerprint
+from eac_model.engine.kernels import digest
 from eac_model.engine.onsite import Rows, evaluate_onsite, total_and_spin
 from eac_model.errors import GridError
-from eac_model.files import replacing
+from eac_model.files import alone, replacing
+from eac_model.lattice import checked_shape
 from eac_model.neighbors import complete_cell
 from eac_model.network import DensityNetwork
 
@@ -95,12 +98,13 @@ def stream_grid(
     GridError
         The structure has no cell of three vectors, the shape is none, the disk has not enough
         room, or there are no electrons to scale.
+    ConfigurationError
+        Another run is writing the same targets.
     """
     targets = [Path(path)] if isinstance(path, (str, Path)) else [Path(one) for one in path]
     if encoded.atoms.cell.rank < 3:
         raise GridError("Streaming evaluates the grid of a cell: give the structure three vectors.")
-    if len(shape) != 3 or min(shape) < 1:
-        raise GridError(f"A grid has three positive numbers of points, not {shape}.")
+    shape = checked_shape(shape)
     layout = network.config.onsite
     onsite: Onsite = (None, None)
     if layout is not None and layout.covers(encoded.atoms.symbols):
@@ -110,52 +114,58 @@ def stream_grid(
     # Beside the file it may become: others can be on other disks.
     beside = files[-1] if files else targets[0]
     partial = beside.with_name(beside.name + ".partial.h5")
-    with _open(partial, network, encoded, shape, provenance, onsite) as file:
-        _fill(file, network, encoded, shape, memory, devices, progress)
-        found = _integral(file["density"], encoded, memory)
-        if electrons is not None:
-            if not found > 0:
-                raise GridError(
-                    f"The predicted density holds {found:.3g} electrons and cannot be normalised "
-                    f"to {electrons:g}: the model does not fit this structure."
-                )
-            factor = electrons / found
-        moment = _integral(file["spin_density"], encoded, memory) if network.n_spin == 2 else None
-        onsite = _scaled(onsite[0], factor), _scaled(onsite[1], factor)
-        for target in targets:
-            if target not in files:
-                of_vasp = layout is not None and layout.code == "VASP"
-                rows = onsite if of_vasp else (None, None)
-                _write_text(file, encoded, provenance, target, memory, rows, factor)
-        # The partial file itself may become the last one, unless its values have to be scaled:
-        # those scaled in part could not be told from others after a break.
-        for target in files if factor != 1.0 else files[:-1]:
-            with replacing(target) as copy:
-                new = _create(copy, network, encoded, shape, provenance, onsite)
-                for name in ("density", "spin_density")[: network.n_spin]:
-                    for slab in _slabs(shape, 1, memory):
-                        new[name][slab] = file[name][slab] * np.float32(factor)
-                new.close()
-    if files and factor == 1.0:
-        partial.replace(files[-1])
-    else:
-        partial.unlink()
-    return Streamed(found * factor, None if moment is None else moment * factor)
+    lock = partial.with_name(partial.name + ".lock")
+    with alone(lock, f"{partial}: another run is writing this density."):
+        _begin(partial, network, encoded, shape, provenance, onsite)
+        _fill(partial, network, encoded, shape, memory, devices, progress)
+        with _opened(partial, "r") as file:
+            found = _integral(file["density"], encoded, memory)
+            if electrons is not None:
+                if not found > 0:
+                    raise GridError(
+                        f"The predicted density holds {found:.3g} electrons and cannot be "
+                        f"normalised to {electrons:g}: the model does not fit this structure."
+                    )
+                factor = electrons / found
+            moment = None
+            if network.n_spin == 2:
+                moment = _integral(file["spin_density"], encoded, memory) * factor
+            onsite = _scaled(onsite[0], factor), _scaled(onsite[1], factor)
+            for target in targets:
+                if target not in files:
+                    of_vasp = layout is not None and layout.code == "VASP"
+                    rows = onsite if of_vasp else (None, None)
+                    _write_text(file, encoded, provenance, target, memory, rows, factor)
+            # The partial file itself may become the last one, unless its values have to be scaled:
+            # those scaled in part could not be told from others after a break.
+            for target in files if factor != 1.0 else files[:-1]:
+                with (
+                    replacing(target) as copy,
+                    _created(copy, network, encoded, shape, provenance, onsite) as new,
+                ):
+                    for name in ("density", "spin_density")[: network.n_spin]:
+                        for slab in _slabs(shape, memory):
+                            new[name][slab] = file[name][slab] * np.float32(factor)
+        if files and factor == 1.0:
+            partial.replace(files[-1])
+        else:
+            partial.unlink()
+    return Streamed(found * factor, moment)
 
 
-def _open(
+def _begin(
     path: Path,
     network: DensityNetwork,
     encoded: EncodedAtoms,
     shape: tuple[int, int, int],
     provenance: Provenance,
     onsite: Onsite,
-) -> h5py.File:
-    """The partial file of this task: found, or begun."""
+) -> None:
+    """Begin the partial file of this task, unless it is there."""
     identity = hashlib.sha256(
         json.dumps(
             [
-                fingerprint(network),
+                digest(network),
                 encoded.atoms.todict(),
                 encoded.atoms.get_initial_magnetic_moments().tolist(),
                 list(shape),
@@ -165,10 +175,11 @@ def _open(
     ).hexdigest()
     if path.exists():
         try:
-            file = h5py.File(path, "r+")
-            if file.attrs.get("identity") == identity:
-                return file
-            file.close()
+            with _opened(path, "r") as file:
+                if file.attrs.get("identity") == identity:
+                    return
+        except PermissionError:
+            raise
         except OSError:
             pass  # cut off while it was begun
         path.unlink()
@@ -179,34 +190,37 @@ def _open(
             f"The values of {' × '.join(map(str, shape))} points take {needed / 1e9:,.1f} GB, and "
             f"{path.parent.absolute()} has {free / 1e9:,.1f} GB left. Take a larger spacing."
         )
-    file = _create(path, network, encoded, shape, provenance, onsite)
-    file.attrs["done"] = 0
-    file.attrs["identity"] = identity
-    file.flush()
-    return file
+    with _created(path, network, encoded, shape, provenance, onsite) as file:
+        file.attrs["done"] = 0
+        file.attrs["identity"] = identity
 
 
-def _create(
+def _opened(path: Path, mode: Literal["r", "r+", "w"]) -> h5py.File:
+    """Without HDF5's own lock, which would keep readers of what is there from looking."""
+    return h5py.File(path, mode, locking=False)
+
+
+@contextmanager
+def _created(
     path: Path,
     network: DensityNetwork,
     encoded: EncodedAtoms,
     shape: tuple[int, int, int],
     provenance: Provenance,
     onsite: Onsite,
-) -> h5py.File:
-    """A sample file with room for values."""
-    # A file killed in the middle of a write stays readable from version 1.10 of the format on.
-    file = h5py.File(path, "w", libver=("v110", "v110"))
-    write_identity(file, encoded.atoms, provenance)
-    for name in ("density", "spin_density")[: network.n_spin]:
-        file.create_dataset(name, shape, np.float32)
-    write_arrays(file, "onsite", onsite[0])
-    write_arrays(file, "onsite_spin", onsite[1])
-    return file
+) -> Iterator[h5py.File]:
+    """A new sample file with room for values."""
+    with _opened(path, "w") as file:
+        write_identity(file, encoded.atoms, provenance)
+        for name in ("density", "spin_density")[: network.n_spin]:
+            file.create_dataset(name, shape, np.float32)
+        write_arrays(file, "onsite", onsite[0])
+        write_arrays(file, "onsite_spin", onsite[1])
+        yield file
 
 
 def _fill(
-    file: h5py.File,
+    path: Path,
     network: DensityNetwork,
     encoded: EncodedAtoms,
     shape: tuple[int, int, int],
@@ -216,7 +230,8 @@ def _fill(
 ) -> None:
     cell = np.asarray(complete_cell(encoded.atoms))
     plane = shape[1] * shape[2]
-    done = int(file.attrs["done"])
+    with _opened(path, "r") as file:
+        done = int(file.attrs["done"])
     if progress is not None and done:
         progress(done * plane)
     for start in range(done, shape[0], _thickness(shape, network.n_spin, memory)):
@@ -231,19 +246,20 @@ def _fill(
             origin=cell[0] * start / shape[0],
             devices=devices,
         )
-        file["density"][start:stop] = values.sum(axis=0)
-        if network.n_spin == 2:
-            file["spin_density"][start:stop] = values[0] - values[1]
-        # The values reach the disk before the count does.
-        file.flush()
-        file.attrs["done"] = stop
-        file.flush()
+        # Closed while densities are evaluated, for HDF5 may not open again what was killed open.
+        with _opened(path, "r+") as file:
+            file["density"][start:stop] = values.sum(axis=0)
+            if network.n_spin == 2:
+                file["spin_density"][start:stop] = values[0] - values[1]
+            # The values reach the file before the count does.
+            file.flush()
+            file.attrs["done"] = stop
         if progress is not None:
             progress((stop - start) * plane)
 
 
 def _integral(values: h5py.Dataset, encoded: EncodedAtoms, memory: int) -> float:
-    total = sum(values[slab].sum(dtype=float) for slab in _slabs(values.shape, 1, memory))
+    total = sum(values[slab].sum(dtype=float) for slab in _slabs(values.shape, memory))
     return float(total) * abs(float(encoded.atoms.cell.volume)) / int(np.prod(values.shape))
 
 
@@ -289,14 +305,14 @@ def _scratch(
     values = np.lib.format.open_memmap(
         path, "w+", dtype=np.float32, shape=dataset.shape, fortran_order=fortran
     )
-    for slab in _slabs(dataset.shape, 1, memory):
+    for slab in _slabs(dataset.shape, memory):
         values[slab] = dataset[slab] * np.float32(factor)
     values.flush()
     return values
 
 
-def _slabs(shape: tuple[int, int, int], n_spin: int, memory: int) -> Iterator[slice]:
-    step = _thickness(shape, n_spin, memory)
+def _slabs(shape: tuple[int, int, int], memory: int) -> Iterator[slice]:
+    step = _thickness(shape, 1, memory)
     return (slice(start, start + step) for start in range(0, shape[0], step))
 
 

@@ -23,31 +23,40 @@ class UniquePoints:
 
     indices: NDArray[np.int64]
     """(u, 3) | its place on the grid."""
-    which: NDArray[np.int64]
+    which: NDArray[np.int32]
     """(n1, n2, n3) | the row of ``indices`` a point is equivalent to."""
 
 
-def unique_points(atoms: Atoms, shape: tuple[int, int, int]) -> UniquePoints | None:
+def unique_points(
+    atoms: Atoms, shape: tuple[int, int, int], *, mirrors: bool = True
+) -> UniquePoints | None:
     """Points of the grid of a crystal's cell that are not equivalent.
 
     All rotations, reflections and translations of the crystal that leave the grid as it is are
     taken (spglib); initial magnetic moments have to be left as they are, too.
+
+    Parameters
+    ----------
+    mirrors
+        False: of the symmetries that turn right hands into left ones, none.
 
     Returns
     -------
     UniquePoints or None
         None if there is nothing to gain: no symmetry, an open direction, or many atoms.
     """
-    if not atoms.pbc.all() or len(atoms) > MOST_ATOMS:
+    n_points = int(np.prod(shape))
+    # Points are counted in 32 bits: tables as large as the grid are made here.
+    if not atoms.pbc.all() or len(atoms) > MOST_ATOMS or n_points >= 2**31:
         return None
-    operations = _operations(atoms, shape)
+    operations = _operations(atoms, shape, mirrors)
     if len(operations) < 2:
         return None
-    places = [np.arange(n) for n in shape]
-    lowest = np.full(shape, np.prod(shape), dtype=np.int64)
+    places = [np.arange(n, dtype=np.int32) for n in shape]
+    lowest = np.full(shape, n_points, dtype=np.int32)
     for matrix, shift in operations:
         # Each coordinate of the image is a sum of functions of one index.
-        flat = np.zeros(shape, dtype=np.int64)
+        flat = np.zeros(shape, dtype=np.int32)
         for axis in range(3):
             parts = [matrix[axis, other] * places[other] for other in range(3)]
             parts[0] = parts[0] + shift[axis]
@@ -56,16 +65,20 @@ def unique_points(atoms: Atoms, shape: tuple[int, int, int]) -> UniquePoints | N
                 + parts[1][None, :, None] % shape[axis]
                 + parts[2][None, None, :] % shape[axis]
             )
-            flat = flat * shape[axis] + image % shape[axis]
+            image %= shape[axis]
+            flat *= shape[axis]
+            flat += image
         np.minimum(lowest, flat, out=lowest)
-    representatives, which = np.unique(lowest, return_inverse=True)
-    indices = np.stack(np.unravel_index(representatives, shape), axis=1)
-    return UniquePoints(indices.astype(np.int64), which.reshape(shape))
+    # A point stands for its set if no image of it comes earlier.
+    first = lowest.ravel() == np.arange(n_points, dtype=np.int32)
+    rows = np.cumsum(first, dtype=np.int32) - np.int32(1)
+    indices = np.stack(np.unravel_index(np.flatnonzero(first), shape), axis=1)
+    return UniquePoints(indices.astype(np.int64), rows[lowest])
 
 
 def _operations(
-    atoms: Atoms, shape: tuple[int, int, int]
-) -> list[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+    atoms: Atoms, shape: tuple[int, int, int], mirrors: bool
+) -> list[tuple[NDArray[np.int32], NDArray[np.int32]]]:
     """Integer matrices and shifts n → M n + s of the symmetries that map the grid to itself."""
     labels = list(zip(atoms.numbers.tolist(), atoms.get_initial_magnetic_moments(), strict=True))
     kinds = [labels.index(label) for label in labels]
@@ -79,10 +92,12 @@ def _operations(
     size = np.array(shape)
     operations = []
     for rotation, translation in zip(found["rotations"], found["translations"], strict=True):
+        if not mirrors and np.linalg.det(rotation) < 0:
+            continue
         matrix = rotation * size[:, None] / size
         shift = translation * size
         if np.abs(matrix - np.rint(matrix)).max() < 1e-9 and (
             np.abs(shift - np.rint(shift)).max() < 1e-4
         ):
-            operations.append((np.rint(matrix).astype(np.int64), np.rint(shift).astype(np.int64)))
+            operations.append((np.rint(matrix).astype(np.int32), np.rint(shift).astype(np.int32)))
     return operations

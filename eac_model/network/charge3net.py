@@ -73,6 +73,7 @@ class ChargE3Net(DensityNetwork):
             widest = max(widest, point_layer.product.irreps_out.dim)
         # An odd scalar for the second spin is what the published code takes.
         self.readout = o3.Linear(points, "0e + 0o" if config.spin_from == "outputs" else "0e")
+        self.mirror_images_have_one_density = config.spin_from != "outputs"
         self.block_points = max(8, MESSAGE_BYTES // (widest * 8 * 50))
 
     def descriptors(self, graph: AtomGraph) -> Tensor:

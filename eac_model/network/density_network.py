@@ -49,6 +49,10 @@ class DensityNetwork(nn.Module):
     """Points evaluated at once on a CPU, so that they take some hundred MB; a GPU takes 16 times as
     many. Halved where memory runs out."""
 
+    mirror_images_have_one_density = True
+    """False if the density of a mirror image may be another than the mirror image of the density:
+    then some output is a pseudoscalar."""
+
     def __init__(self, config: AnyNetworkConfig) -> None:
         super().__init__()
         self.config = config

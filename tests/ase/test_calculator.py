@@ -1,5 +1,10 @@
 """EACDensity: ASE's ways, densities, caching, charges, errors."""
 
+import copy
+import gc
+import weakref
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +15,8 @@ from ase.io import Trajectory
 from ase.optimize import BFGS
 
 from eac_ase import DensityGrid, EACDensity
-from eac_ase.calculator import box_around, grid_shape
 from eac_model.errors import GridError, ModelFileError, StructureError, UnknownElementError
+from eac_model.lattice import box_around, grid_shape
 
 
 @pytest.fixture
@@ -228,6 +233,12 @@ def test_the_last_atoms_used_stand_in_where_none_are_attached(calculator, water)
     assert np.array_equal(calculator.evaluate([(0, 0, 0)]), before)
 
 
+def test_a_box_made_for_a_file_moves_no_later_density(calculator, water, tmp_path):
+    before = calculator.evaluate(water.positions, water)
+    calculator.write_density(tmp_path / "rho.h5", water, spacing=0.5)
+    assert np.array_equal(calculator.evaluate(water.positions), before)
+
+
 def test_what_is_no_structure_is_refused(calculator):
     with pytest.raises(TypeError, match=r"ase\.Atoms object, not str"):
         calculator.get_density_grid("water.xyz")
@@ -306,6 +317,56 @@ def test_nothing_else_is_a_change(calculator, crystal, encoder_calls):
     assert np.array_equal(crystal.get_charges(), charges)
     assert np.array_equal(calculator.evaluate([(0, 0, 0)]), calculator.evaluate([(0, 0, 0)]))
     assert len(encoder_calls) == 1
+
+
+def test_new_weights_are_noticed(model_file, crystal):
+    calculator = crystal.calc = EACDensity(model_file, device="cpu")
+    before, charges = calculator.evaluate(crystal.positions), crystal.get_charges()
+    with torch.no_grad():
+        for parameter in calculator.network.interactions.parameters():
+            parameter.neg_()
+    new_charges = crystal.get_charges()
+    fresh = EACDensity(copy.deepcopy(calculator.network))
+    found = calculator.evaluate(crystal.positions)
+    assert np.array_equal(found, fresh.evaluate(crystal.positions, crystal))
+    assert not np.array_equal(found, before)
+    populations = 16 - fresh.get_number_of_electrons()
+    assert new_charges.sum() == pytest.approx(populations)
+    assert abs(new_charges - charges).max() > 1e-6
+
+
+def test_calculators_of_one_network_leave_each_other_alone(calculator, water):
+    network = calculator.network
+    before = calculator.evaluate(water.positions, water)
+    other = EACDensity(network, dtype=torch.float32)
+    assert np.allclose(other.evaluate(water.positions, water), before, rtol=1e-4)
+    assert np.array_equal(calculator.evaluate(water.positions, water), before)
+    assert calculator.network is network
+    assert EACDensity(network).network is network
+
+
+def test_structures_evaluated_in_several_threads_are_not_mixed_up(calculator, water):
+    structures = [water.copy() for _ in range(4)]
+    for index, atoms in enumerate(structures):
+        atoms.positions[0, 0] += 0.1 * index
+    points = water.positions + 0.2
+    expected = [EACDensity(calculator.network).evaluate(points, atoms) for atoms in structures]
+
+    def often(index):
+        return [calculator.evaluate(points, structures[index]) for _ in range(10)]
+
+    with ThreadPoolExecutor(4) as pool:
+        for values, right in zip(pool.map(often, range(4)), expected, strict=True):
+            assert all(np.array_equal(value, right) for value in values)
+
+
+def test_calculators_that_are_gone_leave_no_network_behind(model_file, water):
+    calculator = EACDensity(model_file, device="cpu", dtype=torch.float32)
+    calculator.evaluate(water.positions, water)
+    network = weakref.ref(calculator.network)
+    del calculator
+    gc.collect()
+    assert network() is None
 
 
 def test_moments_matter_to_models_that_use_them(spin_calculator, crystal, monkeypatch):
@@ -477,6 +538,25 @@ def test_the_total_charge_matters_to_normalised_results(model_file, water):
     assert water.get_charges().sum() == pytest.approx(1.0, abs=1e-8)
 
 
+def test_normalisation_can_be_switched_on_later(model_file, water):
+    calculator = water.calc = EACDensity(model_file, device="cpu")
+    assert abs(water.get_charges().sum()) > 1e-3
+    calculator.normalize = True
+    assert water.get_charges().sum() == pytest.approx(0.0, abs=1e-8)
+
+
+def test_ions_keep_some_electrons(model_file, water):
+    water.info["charge"] = 8
+    with pytest.raises(StructureError, match="none would be left"):
+        EACDensity(model_file, device="cpu", normalize=True).evaluate([(0, 0, 0)], water)
+
+
+def test_charges_may_be_arrays_of_one_number(model_file, water):
+    water.info["charge"] = np.array(1.0)
+    calculator = EACDensity(model_file, device="cpu")
+    assert calculator.partition("eac", water).charges.sum() == pytest.approx(1.0)
+
+
 def test_normalisation_needs_valences(calculator, water):
     bare = EACDensity(calculator.network, normalize=True)
     with pytest.raises(CalculatorSetupError, match="H, O"):
@@ -551,6 +631,12 @@ def test_an_unknown_model_lists_the_known_ones():
 def test_a_missing_gpu_is_said_so(model_file):
     with pytest.raises(CalculatorSetupError, match="no GPU"):
         EACDensity(model_file, device="cuda")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.int32, "float64"])
+def test_types_that_nothing_is_evaluated_in_are_refused(model_file, dtype):
+    with pytest.raises(CalculatorSetupError, match=r"torch\.float32, torch\.float64"):
+        EACDensity(model_file, dtype=dtype)
 
 
 def test_single_precision_is_close_to_double(model_file, crystal):

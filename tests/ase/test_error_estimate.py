@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from eac_ase import EACDensity
-from eac_model.checkpoint import load_model
+from eac_model.checkpoint import load_model, save_model
 from eac_model.errors import UnfamiliarStructureWarning
 from eac_model.neighbors import atom_graph
 from eac_model.network.expected_error import (
@@ -96,9 +96,18 @@ def test_models_without_calibration_say_so(model_file):
 
 
 def test_estimates_come_back_from_a_model_file(model, tmp_path):
-    network, _ = load_model(model)
-    assert load_model(model, dtype=torch.float32)[0].expected_error.unit.dtype == torch.float32
-    assert torch.isinf(network.expected_error.references).any()
+    network, card = load_model(model)
+    save_model(network, card, tmp_path / "again.safetensors")
+    atoms = rattled(40)
+    expected = EACDensity(model).get_error_estimate(atoms)
+    found = EACDensity(tmp_path / "again.safetensors").get_error_estimate(atoms)
+    assert np.array_equal(found.atoms, expected.atoms)
+    assert np.array_equal(found.distances, expected.distances)
+    assert found.structure == expected.structure
+    single = EACDensity(model, dtype=torch.float32).get_error_estimate(atoms)
+    assert np.allclose(single.atoms, expected.atoms, rtol=1e-3)
+    with pytest.raises(ValueError, match="read-only"):
+        found.atoms[:] = 0
 
 
 @pytest.mark.filterwarnings("ignore::eac_model.errors.UnfamiliarStructureWarning")

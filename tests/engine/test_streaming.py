@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import h5py
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from filelock import FileLock
 
 from eac_model.data import read_density
 from eac_model.engine import encode, evaluate_grid, streaming
 from eac_model.engine.streaming import stream_grid
-from eac_model.errors import GridError
+from eac_model.errors import ConfigurationError, DensityFileError, GridError
 from eac_model.network import EACNet, NetworkConfig
 
 SHAPE = (7, 6, 5)
@@ -110,27 +116,51 @@ def test_a_break_while_the_target_is_written_costs_no_evaluation(tmp_path, monke
     assert density.mean() * encoded.atoms.cell.volume == pytest.approx(8.0, rel=1e-5)
 
 
-def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
+def run_until_killed(folder):
+    """In a process of its own: nothing is closed, as with SIGKILL."""
     network, encoded = prepared()
-    evaluate = streaming.evaluate_grid
-    calls = []
+    evaluate, calls = streaming.evaluate_grid, []
 
     def killed(*args, **keywords):
         calls.append(args[2])
         if len(calls) == 3:
-            raise KeyboardInterrupt
+            os._exit(9)
         return evaluate(*args, **keywords)
 
-    monkeypatch.setattr(streaming, "evaluate_grid", killed)
-    with pytest.raises(KeyboardInterrupt):
-        stream_grid(network, encoded, SHAPE, tmp_path / "rho.h5", memory=2 * ROW)
+    streaming.evaluate_grid = killed
+    stream_grid(network, encoded, SHAPE, Path(folder) / "rho.h5", memory=2 * ROW)
+
+
+def test_a_killed_run_goes_on_where_it_was(tmp_path, monkeypatch):
+    code = "import sys, test_streaming; test_streaming.run_until_killed(sys.argv[1])"
+    run = subprocess.run([sys.executable, "-c", code, tmp_path], cwd=Path(__file__).parent)
+    assert run.returncode == 9
     assert not (tmp_path / "rho.h5").exists()
+    with pytest.raises(DensityFileError, match="unfinished, 4 of 7 planes"):
+        read_density(tmp_path / "rho.h5.partial.h5")
+
+    network, encoded = prepared()
+    evaluate, calls = streaming.evaluate_grid, []
+
+    def counted(*args, **keywords):
+        calls.append(args[2])
+        return evaluate(*args, **keywords)
+
+    monkeypatch.setattr(streaming, "evaluate_grid", counted)
     done = []
     stream_grid(network, encoded, SHAPE, tmp_path / "rho.h5", memory=2 * ROW, progress=done.append)
-    assert [shape[0] for shape in calls] == [2, 2, 2, 2, 1]
+    assert [shape[0] for shape in calls] == [2, 1]
     assert done == [4 * 30, 2 * 30, 30]
     found = read_density(tmp_path / "rho.h5").density
     assert np.allclose(found, evaluate(network, encoded, SHAPE)[0], atol=1e-6)
+    assert [path.name for path in tmp_path.iterdir()] == ["rho.h5"]
+
+
+def test_two_runs_of_one_density_are_refused(tmp_path):
+    network, encoded = prepared()
+    lock = FileLock(tmp_path / "rho.h5.partial.h5.lock")
+    with lock, pytest.raises(ConfigurationError, match="another run is writing"):
+        stream_grid(network, encoded, SHAPE, tmp_path / "rho.h5")
 
 
 @pytest.mark.parametrize("change", ["parameters", "shape", "structure", "damage"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,10 @@ from ase.build import bulk, molecule
 
 from eac_model.engine import encode, evaluate_grid
 from eac_model.engine.symmetry import unique_points
+from eac_model.imports import import_model
 from eac_model.network import EACNet, NetworkConfig
+
+CHARGE3NET = Path(__file__).parents[1] / "imports" / "data" / "charge3net_spin.pt"
 
 
 def network(elements, **chosen):
@@ -81,6 +86,25 @@ def test_what_breaks_the_symmetry_is_seen():
     atoms.rattle(1e-3, seed=0)
     lower = unique_points(atoms, (12, 12, 12))
     assert lower is None or len(lower.indices) > 2 * full
+
+
+def test_networks_that_tell_left_from_right_are_not_mirrored():
+    network, _ = import_model(CHARGE3NET)
+    # Inversion is its only symmetry; no atom sits on a centre.
+    atoms = Atoms(
+        "Fe2O2",
+        scaled_positions=[(0.1, 0.2, 0.35), (0.9, 0.8, 0.65), (0.4, 0.15, 0.7), (0.6, 0.85, 0.3)],
+        cell=[[4.5, 0, 0], [0.7, 4.8, 0], [0.3, -0.9, 5.1]],
+        pbc=True,
+    )
+    shape = (6, 6, 6)
+    assert len(unique_points(atoms, shape).indices) < 0.6 * np.prod(shape)
+    encoded = encode(network, atoms)
+    found = evaluate_grid(network, encoded, shape)
+    expected = evaluate_grid(network, encoded, shape, symmetry=False)
+    assert np.abs(found - expected).max() < 1e-5 * np.abs(expected).max()
+    inverted = np.roll(expected[:, ::-1, ::-1, ::-1], 1, axis=(1, 2, 3))
+    assert np.abs(inverted - expected).max() > 0.1 * np.abs(expected).max()
 
 
 @pytest.mark.parametrize(
