@@ -32,7 +32,7 @@ PUBLISHED = {"Si": 6.7e-4, "Al": 6.0e-4}
 """MAE on unseen structures, e/Å³, trained on 10⁵ points of one structure."""
 
 NETWORKS: dict[str, dict[str, Any]] = {
-    "deep-charge": {"architecture": "deep-charge"},
+    "deep-charge": {"architecture": "deep-charge", "superposition": False},
     "deep-charge + free atoms": {"architecture": "deep-charge", "superposition": True},
     "eac-net": {"superposition": True},
 }

@@ -52,6 +52,7 @@ from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import read
 from matplotlib.figure import Figure
+from runs import save_picture
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -806,7 +807,7 @@ def draw(results: dict[str, list[dict[str, Any]]], path: Path) -> None:
         axes.set(title=f"{structure}, C = {channels}", xlabel="L", yscale="log", xticks=degrees)
     panels[0].set_ylabel("points / s")
     panels[0].legend(fontsize="small")
-    figure.savefig(path, dpi=150)
+    save_picture(figure, path)
 
 
 LABELS = {

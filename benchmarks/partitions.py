@@ -25,6 +25,7 @@ from typing import Any, get_args
 import numpy as np
 from ase import Atoms
 from ase.build import bulk, molecule
+from runs import save_picture
 from tqdm import tqdm
 
 from eac_ase import DensityGrid, EACDensity
@@ -258,8 +259,7 @@ def picture(grid: DensityGrid, models: dict[str, EACDensity], path: Path) -> Non
     panels = figure.subplots(1, len(grids), squeeze=False)[0]
     for axes, (label, one) in zip(panels, grids.items(), strict=True):
         plot_plane(one.plane(plane), one.atoms, spin=True, title=label, axes=axes)
-    with replacing(path) as temporary:
-        figure.savefig(temporary, dpi=150)
+    save_picture(figure, path)
 
 
 def main() -> None:

@@ -39,6 +39,7 @@ from eac_model.engine import (
 )
 from eac_model.engine.kernels import fingerprint
 from eac_model.engine.onsite import Rows
+from eac_model.engine.streaming import MEMORY
 from eac_model.errors import (
     GridError,
     StructureError,
@@ -98,10 +99,10 @@ class EACDensity(BaseCalculator):
     (μ_B) come from the contributions ρ_i of the atoms, the partition the model has learned. They
     have closed forms for linear decoders; otherwise they are summed on a grid with
     :data:`INTEGRATION_SPACING`. Dipoles are taken about the centre of
-    mass, which matters for charged molecules only. Moments of pseudo densities include the PAW
-    spheres, for which GPAW has to be installed. Networks that predict the density as a whole
-    (every architecture but EAC-Net) have no contributions: of the properties they have ``dipole``
-    and, unless that is a pseudo density, ``magmom``.
+    mass, which matters for charged molecules only. Those of pseudo densities include the PAW
+    spheres, for which the model has to predict the matrices D, and GPAW to be installed. Networks
+    that predict the density as a whole (every architecture but EAC-Net) have no contributions: of
+    the properties they have ``dipole`` and, unless that is a pseudo density, ``magmom``.
 
     Along open directions grids cover the cell if there is one and all atoms are :data:`CLEARANCE`
     or more inside of it; otherwise a box that ends where the outermost atoms' contributions end
@@ -205,8 +206,20 @@ class EACDensity(BaseCalculator):
         for name in properties:
             if reasons.get(name):
                 raise PropertyNotImplementedError(reasons[name])
-        populations, dipoles = self._integrate(atoms)
         results: dict[str, Any] = {}
+        if self.card.provenance.density_kind == "pseudo":
+            # Much of a charge and most of a moment may lie inside the PAW spheres.
+            whole = self.partition("eac", atoms, normalize=False)
+            if reasons["charges"] is None:
+                results["charges"] = whole.charges
+            if reasons["dipole"] is None:
+                results["dipole"] = whole.get_dipole_moment()
+            if reasons["magmoms"] is None:
+                results["magmoms"], results["magmom"] = whole.moments, whole.moment
+            self.results = results
+            self._settings_of_results = self._settings()
+            return
+        populations, dipoles = self._integrate(atoms)
         if reasons["charges"] is None:
             results["charges"] = self._valences(atoms) - populations.sum(axis=0)
         if reasons["dipole"] is None:
@@ -215,16 +228,8 @@ class EACDensity(BaseCalculator):
             arms = atoms.positions - atoms.get_center_of_mass()
             electrons = populations.sum(axis=0) @ places + dipoles.sum(axis=(0, 1))
             results["dipole"] = self._valences(atoms) @ arms - electrons
-        pseudo = self.card.provenance.density_kind == "pseudo"
-        wanted = not pseudo or not {"magmom", "magmoms"}.isdisjoint(properties)
-        if reasons["magmom"] is None and wanted:
-            if pseudo:
-                # Most of a moment may lie inside the PAW spheres.
-                whole = self.partition("eac", atoms, normalize=False).moments
-                assert whole is not None
-                moments = whole
-            else:
-                moments = populations[0] - populations[1]
+        if reasons["magmom"] is None:
+            moments = populations[0] - populations[1]
             results["magmom"] = float(moments.sum())
             if reasons["magmoms"] is None:
                 results["magmoms"] = moments
@@ -369,7 +374,7 @@ class EACDensity(BaseCalculator):
         atoms: Atoms | None = None,
         shape: Shape | None = None,
         spacing: float | None = None,
-        memory: int = 2**28,
+        memory: int = MEMORY,
         progress: bool | None = None,
     ) -> Streamed:
         """Write the density to a file slab by slab, whatever the size of the grid.
@@ -466,8 +471,7 @@ class EACDensity(BaseCalculator):
         grid = self.get_density_grid(shape=refined)  # type: ignore[arg-type]
         if spin is None:
             return grid.values
-        difference = 0.0 if grid.spin is None else grid.spin
-        return (grid.values + (difference if spin == 0 else -difference)) / 2
+        return grid.up if spin == 0 else grid.down
 
     def get_spin_density(
         self,
@@ -806,6 +810,12 @@ class EACDensity(BaseCalculator):
 
     def _electrons(self, atoms: Atoms) -> float:
         """The exact number of electrons of a structure."""
+        if self.card.provenance.density_kind == "pseudo":
+            raise CalculatorSetupError(
+                f"{self.card.name} predicts pseudo densities, which hold their electrons together "
+                "with the matrices D: GPAW normalises both (start_from_density), and so does "
+                "partition(). Leave normalize out."
+            )
         if missing := self._without_valence(atoms):
             raise CalculatorSetupError(
                 f"normalize=True needs to know how many electrons of {', '.join(missing)} the "
@@ -835,12 +845,15 @@ class EACDensity(BaseCalculator):
         assert atoms is not None
         with _naming_models_for(atoms):
             self._check(atoms)
-        if missing := self._without_valence(atoms):
+        missing = self._without_valence(atoms)
+        layout = self.network.config.onsite
+        if self.card.provenance.density_kind == "pseudo" and layout is not None:
+            missing = []  # GPAW's data sets tell
+        if missing:
             return (
                 f"Net charges need the number of electrons of {', '.join(missing)} that the "
                 f"density counts; the card of {self.card.name!r} does not say "
-                "(card.valence_electrons). Populations: evaluate(..., contributions=True); charges "
-                "of GPAW's pseudo densities with matrices D: partition()."
+                "(card.valence_electrons). Populations: evaluate(..., contributions=True)."
             )
         if name == "charges":
             return self._why_no_contributions()

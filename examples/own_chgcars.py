@@ -3,8 +3,8 @@
     python examples/own_chgcars.py MODEL CHGCAR CHGCAR ...
 
 Needs two CHGCARs or more; the last one is left out for checking. A start from the bundled model
-(water-scan) needs structures of H and O; for other elements leave `initialize_from` out and train
-from scratch. 30 steps show the way; real runs take thousands (`eac train`, docs: training).
+(water-scan) needs structures of H and O; other elements start from eac-pbe. 30 steps show the way;
+real runs take thousands (`eac train`, docs: training).
 """
 
 import sys

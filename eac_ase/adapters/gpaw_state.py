@@ -236,8 +236,11 @@ def check_model(model: DensityModel, functional: str) -> None:
     Raises
     ------
     ConfigurationError
-        Density kind, code of the on-site data, or functional differ; both sides are named.
+        Density kind, code of the on-site data, or functional differ; both sides are named. Or it
+        is no model.
     """
+    if not hasattr(model, "card"):
+        raise ConfigurationError(f"{model!r} is no model: pass EACDensity({model!r}), say.")
     card, origin = model.card, model.card.provenance
     if origin.density_kind not in ("pseudo", "unknown"):
         raise ConfigurationError(

@@ -155,12 +155,12 @@ class Incar:
             numbers += [self._number(tag, value)] * (int(count) if star else 1)
         return numbers
 
-    def boolean(self, tag: str, default: bool = False) -> bool:
-        """A truth value: ``.TRUE.``, ``T``, ``True``, ``.F.`` and so on."""
+    def boolean(self, tag: str) -> bool:
+        """A truth value: ``.TRUE.``, ``T``, ``True``, ``.F.`` and so on; false if it is missing."""
         word = self.word(tag)
         letter = word.lstrip(".").upper()[:1]
         if not word:
-            return default
+            return False
         if letter not in ("T", "F"):
             raise self._wrong(tag, word, ".TRUE. or .FALSE.")
         return letter == "T"

@@ -140,9 +140,12 @@ def _check(grid: DensityGrid, distances: NDArray[np.floating]) -> None:
     lost = np.flatnonzero(distances > NUCLEUS)
     if len(lost):
         names = ", ".join(f"{grid.atoms.symbols[a]} {a}" for a in lost[:5])
+        remedy = "Take a finer grid, or a"
+        if set(grid.atoms.symbols[lost]) == {"H"}:
+            remedy = "Hydrogen has no core that could be added: take hirshfeld, or a"
         raise AnalysisError(
             f"The reference density has no maximum at {len(lost)} atoms ({names}"
-            f"{' …' if len(lost) > 5 else ''}): they have no basins. Take a finer grid, or a "
+            f"{' …' if len(lost) > 5 else ''}): they have no basins. {remedy} "
             "reference with core electrons (AECCAR0 + AECCAR2, an all-electron density)."
         )
 

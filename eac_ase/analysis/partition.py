@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import numpy as np
 import torch
 from ase import Atoms
-from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.singlepoint import SinglePointCalculator
 from ase.io import write
 from numpy.typing import NDArray
@@ -335,12 +334,7 @@ def partition_of_model(
     from eac_ase.analysis.learned import learned_moments
     from eac_model.network import EACNet
 
-    if not isinstance(calculator.network, EACNet):
-        raise PropertyNotImplementedError(
-            f"The model {calculator.card.name!r} ({calculator.network.config.architecture}) has no "
-            "contributions of atoms, so there is no learned partition. Take scheme='bader', "
-            "'hirshfeld' or 'voronoi'."
-        )
+    assert isinstance(calculator.network, EACNet)  # the calculator has refused others
     learned = learned_moments(calculator.network, encoded, progress=progress)
     # The smallest grid there is: it brings on-site data and provenance.
     grid = calculator.get_density_grid(atoms, shape=(1, 1, 1), progress=False)

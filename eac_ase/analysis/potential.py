@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import factorial, isqrt, pi
 from pathlib import Path
@@ -12,14 +12,14 @@ from ase import Atoms
 from ase.io.cube import write_cube
 from ase.units import Bohr, Hartree
 from numpy.typing import NDArray
-from scipy.fft import fftn, ifftn, next_fast_len
+from scipy.fft import irfftn, next_fast_len, rfftn
 
 from eac_ase.analysis.dipoles import Gap, charges_of, vacuum_gaps
 from eac_ase.analysis.paw import sphere_moments
 from eac_ase.grid import DensityGrid
 from eac_model.errors import AnalysisError
 from eac_model.files import replacing
-from eac_model.lattice import Shape, grid_shape
+from eac_model.lattice import grid_shape
 
 Array = NDArray[np.floating]
 
@@ -31,6 +31,9 @@ ION_WIDTH = 0.25
 
 RESOLUTION = 2.5
 """Grid points in the width of the narrowest ion."""
+
+PLANES = 2**21
+"""Waves whose multipoles are summed at once: some 300 MB."""
 
 FLAT = 0.02
 """eV. The vacuum level may vary by this much in the outer half of the vacuum."""
@@ -230,66 +233,76 @@ def electrostatic_potential(
 # -- solvers -----------------------------------------------------------------------------------
 
 
-def _waves(shape: Shape, cell: Array) -> Array:
-    """Wave vectors G of a grid, Å⁻¹, shape (n1, n2, n3, 3)."""
-    reciprocal = 2 * pi * np.linalg.inv(cell).T
-    a, b, c = (np.fft.fftfreq(n) * n for n in shape)
-    waves: Array = (
-        a[:, None, None, None] * reciprocal[0]
-        + b[:, None, None] * reciprocal[1]
-        + c[:, None] * reciprocal[2]
-    )
-    return waves
-
-
-def _transform(
-    values: Array, cell: Array, places: Array, coefficients: Array, widths: Array
-) -> tuple[NDArray[np.complexfloating], Array]:
-    """∫(n + Σ_aL Q_aL g_L) exp(−iG·r) dr, and G², on the waves of the grid.
+def _solve(
+    values: Array,
+    cell: Array,
+    places: Array,
+    coefficients: Array,
+    widths: Array,
+    coulomb: Callable[[Array], Array],
+    without_wave: float,
+) -> Array:
+    """Potential of n + Σ_aL Q_aL g_L, whose transforms are multiplied by ``coulomb(G²)``.
 
     g_L ∝ r^l exp(−(r/w)²) Y_L with the moment 1 has the transform
-    (−iG)^l 4π/(2l + 1)!! exp(−(G w)²/4) Y_L(Ĝ).
+    (−iG)^l 4π/(2l + 1)!! exp(−(G w)²/4) Y_L(Ĝ). Where G = 0, ``without_wave`` is taken.
+
+    Arrays of all waves are large, 1 GB and more for a molecule in a box: there is one.
     """
     n1, n2, n3 = values.shape
-    waves = _waves((n1, n2, n3), cell)
-    squares = np.einsum("...v,...v->...", waves, waves)
-    total = fftn(values) * (abs(np.linalg.det(cell)) / values.size)
-    harmonics = None
-    if np.any(coefficients[:, 1:]):
-        harmonics = _solid_harmonics(waves, squares)
-    del waves
+    total = rfftn(values) * (abs(np.linalg.det(cell)) / values.size)
+    numbers = np.fft.fftfreq(n1) * n1, np.fft.fftfreq(n2) * n2, np.fft.rfftfreq(n3) * n3
+    reciprocal = 2 * pi * np.linalg.inv(cell).T
     fractions = places @ np.linalg.inv(cell)
     phases = [
-        np.exp(-2j * pi * np.outer(fractions[:, axis], np.fft.fftfreq(n) * n))
-        for axis, n in enumerate(values.shape)
+        np.exp(-2j * pi * np.outer(fractions[:, axis], along)) for axis, along in enumerate(numbers)
     ]
-    for width in np.unique(widths):
-        own = widths == width
-        multipoles = np.zeros(values.shape, dtype=complex)
-        for row, amounts in enumerate(coefficients[own].T):
-            if not np.any(amounts):
-                continue
-            l = isqrt(row)
-            odd = factorial(2 * l + 1) // (2**l * factorial(l))
-            part = _structure_factor(amounts, [phase[own] for phase in phases])
-            part *= (-1j) ** l * 4 * pi / odd
-            if harmonics is None:
-                part /= np.sqrt(4 * pi)
-            else:
-                part *= harmonics[row]
-            multipoles += part
-        total += multipoles * np.exp(-squares * (width**2 / 4))
-    return total, squares
+    beyond_charges = bool(np.any(coefficients[:, 1:]))
+    step = max(1, PLANES // total[0].size)
+    for start in range(0, n1, step):
+        part = slice(start, start + step)
+        waves = (
+            numbers[0][part, None, None, None] * reciprocal[0]
+            + numbers[1][:, None, None] * reciprocal[1]
+            + numbers[2][:, None] * reciprocal[2]
+        )
+        squares = np.einsum("...v,...v->...", waves, waves)
+        harmonics = _solid_harmonics(waves, squares) if beyond_charges else None
+        for width in np.unique(widths):
+            own = widths == width
+            multipoles = np.zeros(squares.shape, dtype=complex)
+            for row, amounts in enumerate(coefficients[own].T):
+                if not np.any(amounts):
+                    continue
+                l = isqrt(row)
+                odd = factorial(2 * l + 1) // (2**l * factorial(l))
+                found = _structure_factor(
+                    amounts, phases[0][own, part], phases[1][own], phases[2][own]
+                )
+                found *= (-1j) ** l * 4 * pi / odd
+                found *= 1 / np.sqrt(4 * pi) if harmonics is None else harmonics[row]
+                multipoles += found
+            total[part] += multipoles * np.exp(-squares * (width**2 / 4))
+        if start == 0:
+            net = total[0, 0, 0]
+            squares[0, 0, 0] = 1.0
+        total[part] *= coulomb(squares)
+    total[0, 0, 0] = net * without_wave
+    total /= abs(np.linalg.det(cell)) / values.size
+    solved: Array = irfftn(total, values.shape, overwrite_x=True)
+    return solved
 
 
 def _structure_factor(
-    amounts: Array, phases: list[NDArray[np.complexfloating]]
+    amounts: Array,
+    first: NDArray[np.complexfloating],
+    second: NDArray[np.complexfloating],
+    third: NDArray[np.complexfloating],
 ) -> NDArray[np.complexfloating]:
     """Σ_a Q_a exp(−iG·r_a) on all waves, from exp(−iG·r_a) along the three axes, (atoms, n) each.
 
     Sums over atoms are matrix products, plane by plane.
     """
-    first, second, third = phases
     weighted = (amounts[:, None] * first).T
     return np.stack([(plane[:, None] * second).T @ third for plane in weighted])
 
@@ -316,12 +329,9 @@ def _solid_harmonics(waves: Array, squares: Array) -> Array:
 def _periodic(
     values: Array, cell: Array, places: Array, coefficients: Array, widths: Array
 ) -> Array:
-    total, squares = _transform(values, cell, places, coefficients, widths)
-    squares[0, 0, 0] = 1.0
-    total *= 4 * pi * COULOMB / squares
-    total[0, 0, 0] = 0.0
-    solved: Array = ifftn(total).real * (values.size / abs(np.linalg.det(cell)))
-    return solved
+    return _solve(
+        values, cell, places, coefficients, widths, lambda squares: 4 * pi * COULOMB / squares, 0.0
+    )
 
 
 def _isolated(
@@ -343,13 +353,14 @@ def _isolated(
     padded = np.zeros(shape)
     inside = tuple(slice(0, n) for n in values.shape)
     padded[inside] = values
-    total, squares = _transform(padded, large, places, coefficients, widths)
-    squares[0, 0, 0] = 1.0
-    total *= 4 * pi * COULOMB * (1 - np.cos(np.sqrt(squares) * radius)) / squares
-    net = total[0, 0, 0] / (4 * pi * COULOMB * (1 - np.cos(radius)))
-    total[0, 0, 0] = net * 2 * pi * COULOMB * radius**2
-    solved: Array = ifftn(total).real[inside] * (padded.size / abs(np.linalg.det(large)))
-    return solved
+
+    def cut_off(squares: Array) -> Array:
+        found: Array = 4 * pi * COULOMB * (1 - np.cos(np.sqrt(squares) * radius)) / squares
+        return found
+
+    without_wave = 2 * pi * COULOMB * radius**2
+    solved = _solve(padded, large, places, coefficients, widths, cut_off, without_wave)
+    return solved[inside].copy()
 
 
 def _without_images(

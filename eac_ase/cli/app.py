@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from importlib.metadata import version
 from typing import Annotated, Any
 
@@ -10,7 +11,7 @@ from ase.calculators.calculator import CalculatorError, PropertyNotImplementedEr
 from typer.core import TyperGroup
 
 from eac_ase.cli.console import INTERRUPTED, WRONG_INPUT, complain, say
-from eac_model.errors import EACError
+from eac_model.errors import EACError, UnfamiliarStructureWarning
 
 
 class _Commands(TyperGroup):
@@ -18,7 +19,9 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                warnings.showwarning = _show
+                return super().invoke(ctx)
         except BrokenPipeError:
             raise
         except (EACError, CalculatorError, PropertyNotImplementedError, OSError) as error:
@@ -26,10 +29,21 @@ class _Commands(TyperGroup):
             raise typer.Exit(WRONG_INPUT) from error
         except KeyboardInterrupt as error:
             say(
-                "Interrupted. Files that were not complete are not there; the same command goes on "
-                "with a *.partial.h5, if it left one."
+                "Interrupted. Files that were not complete are not there; of a large grid a "
+                "*.partial.h5 may be, with which the same command goes on."
             )
             raise typer.Exit(INTERRUPTED) from error
+
+
+_show_with_its_source = warnings.showwarning
+
+
+def _show(message: Warning | str, category: type[Warning], *where: Any, **more: Any) -> None:
+    """Warnings for users as remarks, those for programmers as ever."""
+    if issubclass(category, UnfamiliarStructureWarning):
+        say(str(message))
+    else:
+        _show_with_its_source(message, category, *where, **more)
 
 
 app = typer.Typer(

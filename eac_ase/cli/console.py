@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from eac_model.errors import ConfigurationError, StructureError
+from eac_model.errors import ConfigurationError, GridError, StructureError
 from eac_model.registry import default_model
 
 if TYPE_CHECKING:
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from eac_ase.calculator import EACDensity
 
 DEFAULT_MODEL = default_model()
+
+MAGNETIC = ("Cr", "Mn", "Fe", "Co", "Ni")
+"""Elements whose moments had better be given, or be 0 on purpose."""
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
@@ -57,6 +60,8 @@ def read_structure(name: str) -> Atoms:
     from ase import Atoms
     from ase.io import read
 
+    from eac_model.data.readers import names_density
+
     try:
         atoms = read(name)
     except FileNotFoundError:
@@ -66,12 +71,67 @@ def read_structure(name: str) -> Atoms:
             raise StructureError(
                 f"{name} is a folder: name the structure file in it, {name.rstrip('/')}/POSCAR say."
             ) from None
+        if names_density(Path(name)):
+            raise StructureError(
+                f"{name} is a density: name a structure file, the POSCAR beside it say."
+            ) from None
         # ASE's readers fail in every way there is.
         cause = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise StructureError(f"ASE cannot read a structure from {name} ({cause}).") from error
     if not isinstance(atoms, Atoms):
         raise StructureError(f"{name} names several structures: pick one, as in file.traj@-1.")
     return atoms
+
+
+def check_target(path: Path, force: bool) -> None:
+    """Refuse what could not be written, before any work."""
+    if not path.parent.is_dir():
+        raise GridError(f"There is no folder {path.parent} to write {path.name} into.")
+    if path.exists() and not force:
+        raise GridError(f"{path} exists already. Replace it with --force, or rename it.")
+
+
+def set_moments(atoms: Atoms, spin: str, calculator: EACDensity, model: str) -> None:
+    """Give atoms the moments of ``--spin``, whatever theirs were."""
+    if not calculator.network.config.spin:
+        raise ConfigurationError(f"The model {model!r} knows no spin: leave --spin out.")
+    atoms.set_initial_magnetic_moments(None)
+    atoms.set_initial_magnetic_moments(parse_moments(spin, atoms))
+
+
+def hint_at_moments(atoms: Atoms, calculator: EACDensity) -> None:
+    """Say that elements which often are magnetic have no moments."""
+    magnetic = [symbol for symbol in MAGNETIC if symbol in atoms.symbols]
+    spin_model = calculator.network.config.spin
+    if spin_model and magnetic and not atoms.get_initial_magnetic_moments().any():
+        say(
+            f"No initial moments: {', '.join(magnetic)} is taken to be non-magnetic. If it is not: "
+            f"--spin {magnetic[0]}=2.5, say."
+        )
+
+
+def parse_moments(text: str, atoms: Atoms) -> list[float]:
+    """Initial moments from the command line."""
+    parts = [part.strip() for part in text.split(",")]
+    try:
+        if "=" in text:
+            of_element = {k.strip(): float(v) for k, v in (part.split("=") for part in parts)}
+            absent = set(of_element) - set(atoms.symbols)
+            if absent:
+                raise ConfigurationError(f"--spin: the structure has no {', '.join(absent)}.")
+            return [of_element.get(symbol, 0.0) for symbol in atoms.symbols]
+        values = [float(part) for part in parts]
+    except ConfigurationError:
+        raise
+    except ValueError:
+        raise ConfigurationError(
+            f"--spin {text!r}: expected 2, or 2,-2,0, or Fe=2.2,O=0."
+        ) from None
+    if len(values) == 1:
+        values *= len(atoms)
+    if len(values) != len(atoms):
+        raise ConfigurationError(f"--spin: {len(values)} moments for {len(atoms)} atoms.")
+    return values
 
 
 def complain(message: str) -> None:

@@ -228,7 +228,7 @@ def _gpaw_layout(store: DensityStore) -> dict[str, Any]:
         symbols = set(Formula(entry.formula).count())
         if not entry.onsite or symbols <= seen:
             continue
-        calculation = store.read(index).calculation
+        calculation = store.calculation(index)
         if calculation is not None:
             found |= calculation.datasets
         seen |= symbols

@@ -15,13 +15,16 @@ from eac_ase.cli.console import (
     DeviceOption,
     JsonOption,
     ModelOption,
+    check_target,
+    hint_at_moments,
     open_calculator,
     print_json,
     read_structure,
     say,
+    set_moments,
     status,
 )
-from eac_model.errors import ConfigurationError, DensityFileError, GridError
+from eac_model.errors import AnalysisError, ConfigurationError, DensityFileError, GridError
 
 if TYPE_CHECKING:
     from eac_ase.analysis import Partition
@@ -157,12 +160,11 @@ def _of_model(
     device: str | None,
     quiet: bool,
 ) -> list[Partition]:
-    from eac_ase.cli.predict import set_moments
-
     atoms = read_structure(file)
     calculator = open_calculator(model, device, normalize=False)
     if spin is not None:
         set_moments(atoms, spin, calculator, model)
+    hint_at_moments(atoms, calculator)
     if charge is not None:
         atoms.info["charge"] = charge
     progress = False if quiet else None
@@ -215,8 +217,8 @@ def _of_file(
     found = []
     for scheme in schemes:
         with status(scheme, quiet):
-            found.append(
-                partition(
+            try:
+                result = partition(
                     grid,
                     scheme,  # type: ignore[arg-type]
                     reference=core if scheme == "bader" else None,
@@ -225,7 +227,17 @@ def _of_file(
                     normalize=normalize,
                     progress=False if quiet else None,
                 )
-            )
+            except AnalysisError as error:
+                raise AnalysisError(
+                    f"{error} What is to be known of a file: --valence O=6,H=1 (or a POTCAR beside "
+                    "it), --charge, --all-electron, --reference, --no-normalize."
+                ) from None
+        found.append(result)
+    if any(result.charges is None for result in found):
+        say(
+            "Net charges need the electrons of the neutral atoms: --valence O=6,H=1, say, or a "
+            "POTCAR beside the file, or --all-electron."
+        )
     return found
 
 
@@ -244,10 +256,7 @@ def _valences(text: str) -> dict[str, float]:
 
 
 def _check_target(path: Path, force: bool, schemes: int) -> None:
-    if not path.parent.is_dir():
-        raise GridError(f"There is no folder {path.parent} to write {path.name} into.")
-    if path.exists() and not force:
-        raise GridError(f"{path} exists already. Replace it with --force, or rename it.")
+    check_target(path, force)
     if path.suffix == ".json":
         return
     from ase.io.formats import filetype, ioformats

@@ -19,13 +19,16 @@ from eac_ase.cli.console import (
     JsonOption,
     ModelOption,
     SpacingOption,
+    check_target,
+    hint_at_moments,
     open_calculator,
     print_facts,
     print_json,
     read_structure,
+    set_moments,
     status,
 )
-from eac_model.errors import ConfigurationError, GridError
+from eac_model.errors import GridError
 from eac_model.registry import WATER
 
 if TYPE_CHECKING:
@@ -81,10 +84,7 @@ def predict(
     shape: Annotated[
         tuple[int, int, int] | None, typer.Option(help="Grid points along the cell vectors.")
     ] = None,
-    spacing: Annotated[
-        float | None,
-        typer.Option(help="Largest distance of grid points, Å (default 0.1)."),
-    ] = None,
+    spacing: SpacingOption = None,
     plot: Annotated[
         Path | None, typer.Option(help="Picture of a plane through a molecule (png, pdf, svg).")
     ] = None,
@@ -120,6 +120,7 @@ def predict(
     calculator = open_calculator(model, device, normalize)
     if spin is not None:
         set_moments(atoms, spin, calculator, model)
+    hint_at_moments(atoms, calculator)
     if not memory > 0:
         raise typer.BadParameter(f"--memory is a number of GiB, not {memory}")
     wanted = calculator.get_grid_shape(atoms, shape, spacing)
@@ -130,14 +131,6 @@ def predict(
     else:
         report = _predict(calculator, atoms, structure, outputs, plot, shape, spacing, as_json)
     _report(report, as_json)
-
-
-def set_moments(atoms: Atoms, spin: str, calculator: EACDensity, model: str) -> None:
-    """Give atoms the moments of ``--spin``, whatever theirs were."""
-    if not calculator.network.config.spin:
-        raise ConfigurationError(f"The model {model!r} knows no spin: leave --spin out.")
-    atoms.set_initial_magnetic_moments(None)
-    atoms.set_initial_magnetic_moments(parse_moments(spin, atoms))
 
 
 def _check_streamable(outputs: list[Path], plot: Path | None, held: int) -> None:
@@ -311,30 +304,6 @@ def demo(
         )
 
 
-def parse_moments(text: str, atoms: Atoms) -> list[float]:
-    """Initial moments from the command line."""
-    parts = [part.strip() for part in text.split(",")]
-    try:
-        if "=" in text:
-            of_element = {k.strip(): float(v) for k, v in (part.split("=") for part in parts)}
-            absent = set(of_element) - set(atoms.symbols)
-            if absent:
-                raise ConfigurationError(f"--spin: the structure has no {', '.join(absent)}.")
-            return [of_element.get(symbol, 0.0) for symbol in atoms.symbols]
-        values = [float(part) for part in parts]
-    except ConfigurationError:
-        raise
-    except ValueError:
-        raise ConfigurationError(
-            f"--spin {text!r}: expected 2, or 2,-2,0, or Fe=2.2,O=0."
-        ) from None
-    if len(values) == 1:
-        values *= len(atoms)
-    if len(values) != len(atoms):
-        raise ConfigurationError(f"--spin: {len(values)} moments for {len(atoms)} atoms.")
-    return values
-
-
 def _check_targets(outputs: list[Path], plot: Path | None, force: bool) -> None:
     """Refuse what could not be written, before any work."""
     from eac_ase.formats import density_format
@@ -346,7 +315,4 @@ def _check_targets(outputs: list[Path], plot: Path | None, force: bool) -> None:
 
         check_picture(plot)
     for path in [*outputs, *([plot] if plot else [])]:
-        if not path.parent.is_dir():
-            raise GridError(f"There is no folder {path.parent} to write {path.name} into.")
-        if path.exists() and not force:
-            raise GridError(f"{path} exists already. Replace it with --force, or rename it.")
+        check_target(path, force)

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +17,7 @@ from rich.table import Table
 
 from eac_ase.cli.app import app
 from eac_ase.cli.console import (
+    INTERRUPTED,
     WRONG_INPUT,
     DeviceOption,
     JsonOption,
@@ -65,13 +66,18 @@ def train(
         settings = TrainingConfig.from_yaml(config)
     directory = directory or Path("runs") / config.stem
     try:
-        with nullcontext() if sys.stdout.isatty() else _logged():
+        with _logged("eac_model.training.run" if sys.stdout.isatty() else "eac_model.training"):
             model = run(settings, directory, resume=resume)
     except SystemExit as ended:
         # Lightning turns Ctrl-C into an ordinary exit.
         if isinstance(ended.__context__, KeyboardInterrupt):
-            say(f"Go on with: eac train {config} --directory {directory} --resume")
-            raise KeyboardInterrupt from ended
+            say(
+                "Interrupted; the state of the last step is kept. Go on with:\n"
+                f"eac train {config} --directory {directory} --resume"
+                if (directory / "checkpoints" / "last.ckpt").exists()
+                else "Interrupted; there is no checkpoint yet."
+            )
+            raise typer.Exit(INTERRUPTED) from ended
         raise
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # of several processes one speaks
         shown = escape(str(model))
@@ -79,9 +85,9 @@ def train(
 
 
 @contextmanager
-def _logged() -> Iterator[None]:
-    """What the trainer logs, as lines on stderr."""
-    log, handler = logging.getLogger("eac_model.training"), logging.StreamHandler()
+def _logged(name: str) -> Iterator[None]:
+    """What is logged under a name, as lines on stderr."""
+    log, handler = logging.getLogger(name), logging.StreamHandler()
     level = log.level
     log.setLevel(logging.INFO)
     log.addHandler(handler)

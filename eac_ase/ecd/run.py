@@ -32,7 +32,7 @@ from eac_ase.progress import progress_bar
 from eac_model.checkpoint import load_model, read_header, save_model
 from eac_model.data import DensityStore
 from eac_model.errors import ConfigurationError
-from eac_model.files import alone, write_bytes
+from eac_model.files import alone, append_line, write_bytes
 from eac_model.registry import find_model
 from eac_model.training import TrainingConfig, train
 from eac_model.training.config import network_section
@@ -170,9 +170,7 @@ class Results:
         key = (what, set_name, model, name)
         if key not in self._rows:
             row = {"what": what, "set": set_name, "model": model, "name": name, **measured()}
-            whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"", b"\n")
-            with self.path.open("a", encoding="utf-8") as file:
-                file.write(("" if whole else "\n") + json.dumps(row, ensure_ascii=False) + "\n")
+            append_line(self.path, json.dumps(row, ensure_ascii=False))
             self._rows[key] = row
         return self._rows[key]
 

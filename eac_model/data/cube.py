@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import cast, get_args
 
 import numpy as np
 from ase import Atoms
@@ -12,7 +13,7 @@ from ase.units import Bohr
 from numpy.typing import NDArray
 
 from eac_model.data.fortran import format_rows
-from eac_model.data.sample import DensitySample, Provenance
+from eac_model.data.sample import DensityKind, DensitySample, Provenance
 from eac_model.data.textfile import NumberedText
 from eac_model.errors import GridError
 from eac_model.files import replacing
@@ -79,7 +80,19 @@ def read_cube(path: str | Path, *, pbc: bool = True) -> DensitySample:
         cell=steps * np.array(grid.shape)[:, None],
         pbc=pbc,
     )
-    return DensitySample(atoms=atoms, density=grid, provenance=Provenance(source=Path(path).name))
+    return DensitySample(
+        atoms=atoms, density=grid, provenance=_provenance(text.line(0), Path(path).name)
+    )
+
+
+def _provenance(title: str, source: str) -> Provenance:
+    """Kind of the density, if this program wrote the title."""
+    found = re.fullmatch(
+        rf"Electron density \(({'|'.join(get_args(DensityKind))})\)", title.strip()
+    )
+    if found is None:
+        return Provenance(source=source)
+    return Provenance(density_kind=cast(DensityKind, found.group(1)), source=source)
 
 
 def write_cube(

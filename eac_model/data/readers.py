@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,6 @@ def convert(
     paths: Iterable[str | Path],
     store_path: str | Path,
     *,
-    on_error: Callable[[Path, str], None] | None = None,
     progress: Callable[[Path], None] | None = None,
 ) -> ConversionReport:
     """Read density files into a store, which is created if there is none.
@@ -117,8 +117,6 @@ def convert(
         Density files of any known format.
     store_path
         Folder of the store.
-    on_error
-        Called with the path and the message of each failure, as it happens.
     progress
         Called with each path when it is done with, for better or worse.
     """
@@ -140,10 +138,10 @@ def convert(
                 converted.append(path)
         except (EACError, OSError) as error:
             failures.append(ConversionFailure(path, str(error)))
-            if on_error is not None:
-                on_error(path, str(error))
         if progress is not None:
             progress(path)
+    if not exists and not converted:
+        shutil.rmtree(store_path)  # an empty store helps nobody
     return ConversionReport(tuple(converted), tuple(skipped), tuple(failures))
 
 

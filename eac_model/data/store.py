@@ -26,7 +26,7 @@ from ase import Atoms
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from eac_model.data.sample import DensitySample
+from eac_model.data.sample import Calculation, DensitySample
 from eac_model.data.sample_file import open_sample, write_sample
 from eac_model.data.sampling import SamplingMap, SamplingMixture, draw_points
 from eac_model.errors import ConfigurationError, DensityFileError
@@ -128,12 +128,6 @@ class DensityStore:
             )
         return cls(path, _load_entries(path))
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        return None
-
     def __len__(self) -> int:
         return len(self._entries)
 
@@ -195,6 +189,11 @@ class DensityStore:
         """Sample of this number, whole."""
         with open_sample(self._file(index)) as file:
             return file.sample()
+
+    def calculation(self, index: int) -> Calculation | None:
+        """Energy, forces, eigenvalues and settings of a sample, without its density."""
+        with open_sample(self._file(index)) as file:
+            return file.calculation()
 
     def structure(self, index: int) -> Atoms:
         """Structure of a sample, with initial magnetic moments."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from e3nn import o3
 from torch import Tensor, nn
@@ -20,7 +18,6 @@ def descriptors_in_blocks(
     network: EACNet,
     graph: AtomGraph,
     edges_at_once: int = EDGES_AT_ONCE,
-    progress: Callable[[int], None] | None = None,
 ) -> Tensor:
     """What ``network.descriptors`` computes, block by block of atoms and layer by layer.
 
@@ -33,8 +30,6 @@ def descriptors_in_blocks(
         Receivers in ascending order, as :func:`eac_model.neighbors.atom_graph` lists them.
     edges_at_once
         Pairs of atoms in a block, unless a single atom has more.
-    progress
-        Called with the number of atoms updated, after every block of every layer.
 
     Returns
     -------
@@ -69,8 +64,6 @@ def descriptors_in_blocks(
                 basis,
                 rows,
             )[: len(own)]
-            if progress is not None:
-                progress(len(own))
         features = updated
     by_l = by_component(features, irreps)
     missing = (config.l_max + 1) ** 2 - by_l.shape[1]

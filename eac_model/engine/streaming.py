@@ -281,7 +281,8 @@ def _write_text(
     with TemporaryDirectory(dir=target.parent) as folder:
         total = _scratch(file["density"], Path(folder) / "density.npy", not cube, memory, factor)
         if cube:
-            write_cube(target, encoded.atoms, total)
+            comment = f"Electron density ({provenance.density_kind})"
+            write_cube(target, encoded.atoms, total, comment=comment)
             return
         spin = None
         if "spin_density" in file:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from ase.data import chemical_symbols
 
 from eac_model.checkpoint import ModelCard
 from eac_model.data.sample import Provenance
-from eac_model.errors import ModelFileError
+from eac_model.errors import ConfigurationError, ModelFileError
 from eac_model.imports.charge3net import CUTOFF, import_charge3net, state_of
 from eac_model.imports.eac_net import import_eac_net
 from eac_model.imports.torch_file import read_torch_file
@@ -38,7 +39,7 @@ def import_model(
         ``.pt`` file of the EAC-Net authors' code or of ChargE3Net. It is read without executing
         anything in it.
     elements
-        Atomic numbers the model is to know; all the checkpoint has if None.
+        Atomic numbers (1 … 118) the model is to know; all the checkpoint has if None.
     name
         Name on the card; that of the file if None.
     functional
@@ -55,8 +56,19 @@ def import_model(
     ------
     ModelFileError
         The file cannot be read without executing code in it, is of an unknown program, or of a
-        network that has no counterpart here.
+        network that has no counterpart here; or it does not know the elements.
+    ConfigurationError
+        Elements or cutoff mean nothing.
     """
+    if elements is not None:
+        try:
+            elements = sorted({int(number) for number in elements})
+        except (TypeError, ValueError):
+            elements = []
+        if not elements or elements[0] < 1 or elements[-1] > 118:
+            raise ConfigurationError("elements: atomic numbers from 1 to 118, as in [1, 8].")
+    if not (math.isfinite(cutoff) and cutoff > 0):
+        raise ConfigurationError(f"cutoff: a positive distance in Å, not {cutoff}.")
     content = read_torch_file(path)
     state = state_of(content)
     network: DensityNetwork

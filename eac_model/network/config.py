@@ -21,6 +21,7 @@ from pydantic import (
 from eac_model.onsite import OnsiteLayout
 
 Positive = Annotated[int, Field(ge=1)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Hidden = tuple[Positive, ...]
 
 Embedding = Literal["one-hot", "shell-filling", "both", "learned"]
@@ -42,13 +43,19 @@ class RadialBasis(BaseModel):
     few points lie and a free coefficient follows the noise of these few."""
     size: Positive = 8
     """Number of basis functions."""
-    core_radius: Annotated[float, Field(gt=0)] = 0.7
+    core_radius: PositiveFloat = 0.7
     """Å. Splines only: knots are uniform in ln(1 + (r/core_radius)²), so functions are
     polynomials of r² well inside this radius. Take the radius below which a density has no
     structure of its own: pseudo-densities 0.5 … 0.8, all-electron densities much less."""
     cutoff_power: Annotated[int, Field(ge=2)] = 6
     """p of the polynomial cutoff 1 − (p+1)(p+2)/2 x^p + p(p+2) x^(p+1) − p(p+1)/2 x^(p+2),
     x = r/r_c; value and two derivatives vanish at r_c."""
+
+    @model_validator(mode="after")
+    def _splines_are_cubic(self) -> Self:
+        if self.kind.endswith("spline") and self.size < 4:
+            raise ValueError(f"a cubic {self.kind} needs a size of 4 or more, not {self.size}")
+        return self
 
 
 class CommonConfig(BaseModel):
@@ -96,14 +103,14 @@ class NetworkConfig(CommonConfig):
     """Channels C of every angular momentum."""
     interactions: Annotated[int, Field(ge=0)] = 3
     """Number N of atom–atom interactions (convolution, species term, gate, residual)."""
-    atom_cutoff: Annotated[float, Field(gt=0)] = 4.0
+    atom_cutoff: PositiveFloat = 4.0
     """Neighbours within this distance of an atom shape its descriptors, Å."""
     atom_basis: RadialBasis = RadialBasis(kind="bessel", size=8, cutoff_power=2)
     """Radial basis of the atom–atom interactions. The low cutoff power lets near neighbours count
     for more than the many distant ones, which little data need."""
     atom_radial_hidden: Hidden = (64,)
     """Hidden widths of the radial networks of the atom–atom interactions."""
-    average_neighbors: Annotated[float, Field(gt=0)] = 20.0
+    average_neighbors: PositiveFloat = 20.0
     """Messages are divided by the square root of this number. A larger number makes the network
     start, and with little data stay, closer to linear."""
     residual: bool = True
@@ -117,7 +124,7 @@ class NetworkConfig(CommonConfig):
     """How descriptors become a density: ``linear`` in the descriptors with learned radial
     functions; ``value-weight``, the paper's v(G)·w(G, r) behind the atom–grid coupling; or the sum
     of the two."""
-    point_cutoff: Annotated[float, Field(gt=0)] = 4.0
+    point_cutoff: PositiveFloat = 4.0
     """An atom contributes to the density within this distance, Å. The paper takes 6 Å. Linear
     decoders learn liquid water better, and run faster, with 3 … 3.5 Å: what an atom adds far away
     can be said as well by the atoms near there. Keep it above the largest distance of a point
@@ -201,12 +208,12 @@ class DeepChargeConfig(CommonConfig):
     architecture: Literal["deep-charge"]
     """Which network this is."""
 
-    point_cutoff: Annotated[float, Field(gt=0)] = 6.5
+    point_cutoff: PositiveFloat = 6.5
     """r_c, Å: atoms within this distance of a point are its environment."""
     switch_from: Annotated[float, Field(ge=0)] = 0.5
     """r_s, Å: where s(r) starts to fall below 1/r; it reaches zero, with two derivatives, at the
     cutoff."""
-    core_radius: Annotated[float, Field(gt=0)] = 0.1
+    core_radius: PositiveFloat = 0.1
     """a, Å: 1/r is 1/√(r² + a²), since points, unlike atoms, may lie on a nucleus."""
     embedding_widths: Annotated[Hidden, Len(1)] = (20, 40, 80)
     """Widths of the embedding network of each element; a layer as wide as, or twice as wide as,
@@ -252,15 +259,15 @@ class ChargE3NetConfig(CommonConfig):
     """Size of the features: every l has about channels/(l_max + 1) numbers of each parity."""
     interactions: Positive = 3
     """Layers of atoms, and of points."""
-    atom_cutoff: Annotated[float, Field(gt=0)] = 4.0
+    atom_cutoff: PositiveFloat = 4.0
     """Neighbours within this distance send messages to an atom, Å."""
-    point_cutoff: Annotated[float, Field(gt=0)] = 4.0
+    point_cutoff: PositiveFloat = 4.0
     """Atoms within this distance send messages to a point, Å."""
     basis_size: Annotated[int, Field(ge=2)] = 20
     """Gaussians of the radial basis."""
     radial_hidden: Hidden = (100,)
     """Hidden widths of the radial networks."""
-    average_neighbors: Annotated[float, Field(gt=0)] = 20.0
+    average_neighbors: PositiveFloat = 20.0
     """Sums of messages are divided by the square root of this number."""
     cutoff_power: Annotated[int, Field(ge=2)] | None = 6
     """p of the polynomial by which messages fade at the cutoffs; null, as in the paper: they do not

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -84,6 +86,8 @@ class Recorder(Callback):
         self._best = math.inf
         self._seconds_before = 0.0
         self._started = time.monotonic()
+        self._first_step: int | None = None
+        self._first_seconds = 0.0
         self.latest: dict[str, float] = {}
         """Latest ε_mae in percent, for the progress bar."""
 
@@ -130,18 +134,25 @@ class Recorder(Callback):
         """Log and save, unless a validation follows that does so."""
         assert isinstance(pl_module, TrainingModule)
         step, config = trainer.global_step, self._config
+        if self._first_step is None:
+            self._first_step, self._first_seconds = step, time.monotonic()
         at_end = step >= config.optimisation.steps
         if at_end:
             # Lightning validates at the end of a run only if the run was told to stop.
             trainer.should_stop = True
-        if self._validate and (at_end or step % config.validate_every == 0):
+        if self.validation_follows(step):
             return
         if at_end or step % config.log_every == 0:
             self._record(trainer, pl_module, {})
         if at_end or step % config.checkpoint_every == 0:
             if not self._validate:
                 self._save_averaged(trainer, pl_module, {})
-            self._save_state(trainer, pl_module)
+            self.save_state(trainer, pl_module)
+
+    def validation_follows(self, step: int) -> bool:
+        """Whether structures left out are evaluated after this step."""
+        at_end = step >= self._config.optimisation.steps
+        return self._validate and (at_end or step % self._config.validate_every == 0)
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log, draw, keep the model if it is the best so far, save."""
@@ -167,7 +178,7 @@ class Recorder(Callback):
             rounded = {name: round(value, 2) for name, value in blocks.items()}
             onsite_summary = {"validation_onsite_blocks_percent": rounded} if blocks else {}
             self._save_averaged(trainer, pl_module, found | onsite_summary)
-        self._save_state(trainer, pl_module)
+        self.save_state(trainer, pl_module)
 
     def _record(self, trainer: pl.Trainer, module: TrainingModule, found: dict[str, float]) -> None:
         steps, loss, error, reference = module.train_sums[:4].tolist()
@@ -191,14 +202,24 @@ class Recorder(Callback):
             "validation_nmae_percent": "left out",
             "validation_onsite_percent": "on-site",
         }
-        for key, name in shown.items():
-            value = row.get(key)
-            if value is not None:
-                self.latest[name] = value
+        new = {name: value for key, name in shown.items() if (value := row.get(key)) is not None}
+        self.latest |= new
         if trainer.is_global_zero:
             append_metrics(self._files.metrics, row)
-            text = ", ".join(f"{name} {value:.3f} %" for name, value in self.latest.items())
-            log.info("step %d: errors %s", trainer.global_step, text)
+            text = ", ".join(f"{name} {value:.3f} %" for name, value in new.items())
+            log.info("%s: errors %s", self._progress(trainer.global_step), text)
+
+    def _progress(self, step: int) -> str:
+        """The step, and how long the rest will take."""
+        steps = self._config.optimisation.steps
+        done = 0 if self._first_step is None else step - self._first_step
+        if done <= 0 or step >= steps:
+            return f"step {step} of {steps}"
+        left = (time.monotonic() - self._first_seconds) * (steps - step) / done
+        text = f"{left:.0f} s" if left < 100 else f"{left / 60:.0f} min"
+        if left > 5400:
+            text = f"{left / 3600:.1f} h"
+        return f"step {step} of {steps}, {text} left"
 
     def _save_averaged(
         self, trainer: pl.Trainer, module: TrainingModule, found: Mapping[str, Any]
@@ -213,12 +234,69 @@ class Recorder(Callback):
         summary = {"steps": trainer.global_step, "seconds": round(self._seconds(), 1), **found}
         self._save_model(network, summary)
 
-    def _save_state(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+    def save_state(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Write the state of the run, to resume from."""
         _check_finite(trainer, module)
         trainer.save_checkpoint(self._files.last)
 
     def _seconds(self) -> float:
         return self._seconds_before + time.monotonic() - self._started
+
+
+class EndOnInterrupt(Callback):
+    """Ctrl-C ends a run behind its current step, with a checkpoint; a second one ends it at once.
+
+    It must come last. In several processes, which need not meet Ctrl-C in the same step, and where
+    it is ignored or handled by the program already, nothing is changed.
+    """
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+        self._asked = False
+        self._installed = False
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Begin to listen."""
+        if (
+            trainer.world_size == 1
+            and threading.current_thread() is threading.main_thread()
+            and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        ):
+            signal.signal(signal.SIGINT, self._note)
+            self._installed = True
+
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save and end, unless a validation comes first."""
+        assert isinstance(pl_module, TrainingModule)
+        if self._asked and not self._recorder.validation_follows(trainer.global_step):
+            self._recorder.save_state(trainer, pl_module)
+            raise KeyboardInterrupt
+
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Listen no more."""
+        self._restore()
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Listen no more."""
+        self._restore()
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self._asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._installed:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            self._installed = False
 
 
 class ErrorBar(TQDMProgressBar):

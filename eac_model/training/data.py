@@ -54,6 +54,7 @@ class Source(Protocol):
     provenance: Provenance
     is_grid: bool
     has_spin: bool
+    has_onsite: bool
     n_points: int
 
     def select(self, indices: NDArray[np.integer]) -> DensitySample:
@@ -81,6 +82,7 @@ class LoadedSource:
         self.provenance = sample.provenance
         self.is_grid = sample.is_grid
         self.has_spin = sample.spin_density is not None
+        self.has_onsite = sample.onsite is not None
         self.n_points = int(sample.density.size)
 
     def select(self, indices: NDArray[np.integer]) -> DensitySample:
@@ -120,6 +122,7 @@ class StoredSource:
         self.provenance = empty.provenance
         self.is_grid = len(entry.shape) == 3
         self.has_spin = entry.spin
+        self.has_onsite = entry.onsite
         self.n_points = math.prod(entry.shape)
 
     def select(self, indices: NDArray[np.integer]) -> DensitySample:
@@ -140,7 +143,7 @@ class StoredSource:
 
     def paw_datasets(self) -> dict[str, PawDataset]:
         """Element symbol → PAW data set, as far as the data say."""
-        calculation = self._store.read(self._index).calculation
+        calculation = self._store.calculation(self._index)
         return {} if calculation is None else calculation.datasets
 
 
@@ -499,7 +502,7 @@ def load_sources(config: TrainingConfig) -> tuple[list[Source], list[Source]]:
         else:
             raise ConfigurationError(
                 f"data.validation: {count} of {len(train)} structures cannot be left out; "
-                "nothing would remain to train on."
+                "nothing would remain to train on. Add structures, or set it to 0."
             )
     if not train:
         raise ConfigurationError("data.train: no structure is left to train on.")

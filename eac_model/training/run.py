@@ -23,7 +23,7 @@ from eac_model.files import alone, write_bytes
 from eac_model.network import DensityNetwork, build, network_config, with_onsite
 from eac_model.registry import find_model
 from eac_model.training.calibration import calibrate
-from eac_model.training.callbacks import ErrorBar, ExponentialAverage, Recorder
+from eac_model.training.callbacks import EndOnInterrupt, ErrorBar, ExponentialAverage, Recorder
 from eac_model.training.config import TrainingConfig, network_section
 from eac_model.training.data import (
     DensityData,
@@ -129,11 +129,41 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
     def save(averaged: DensityNetwork, summary: dict[str, Any]) -> None:
         save_model(averaged, ModelCard(**card, training={**facts, **summary}), files.model)
 
+    if _is_first_process():
+        _say_what_comes(config, files, train_sources, validation_sources, resume, state)
     if state is None or state["global_step"] < config.optimisation.steps:
         _fit(config, files, network, train_sources, validation_sources, prints, state, save)
     if validation_sources and _is_first_process():
         calibrate(files.model, config, train_sources, validation_sources)
     return files.model
+
+
+def _say_what_comes(
+    config: TrainingConfig,
+    files: RunFiles,
+    train: Sequence[Source],
+    validation: Sequence[Source],
+    resume: bool,
+    state: dict[str, Any] | None,
+) -> None:
+    steps = config.optimisation.steps
+    log.info(
+        "Structures: %d to train on, %d left out; %d steps; files in %s",
+        len(train),
+        len(validation),
+        steps,
+        files.directory,
+    )
+    if state is not None:
+        log.info("Going on from step %d of %d", state["global_step"], steps)
+    elif resume:
+        log.info("There is no checkpoint yet: beginning with step 0")
+    if config.network.onsite is None and any(source.has_onsite for source in train):
+        log.info(
+            "The data hold on-site data of the PAW method, which this model will not learn; DFT "
+            "codes gain little from a density alone. `eac data info` and `eac info POTCAR` print "
+            "the section network.onsite that is missing."
+        )
 
 
 def _fit_tables(
@@ -184,6 +214,7 @@ def _fit(
     average = None if decay is None else ExponentialAverage(decay)
     recorder = Recorder(config, files, average, save, validate=bool(validation_sources))
     callbacks: list[pl.Callback] = [recorder] if average is None else [average, recorder]
+    callbacks.append(EndOnInterrupt(recorder))
     bar = sys.stdout.isatty()
     if bar:
         callbacks.append(ErrorBar(recorder))

@@ -4,7 +4,9 @@ from importlib.resources import files
 
 import numpy as np
 import pytest
-from ase.build import bulk
+from ase import units
+from ase.build import bulk, molecule
+from ase.calculators.calculator import CalculatorSetupError
 from ase.io import read
 
 import eac_ase.calculator
@@ -120,3 +122,14 @@ def test_moments_of_a_pseudo_density_include_the_paw_spheres(iron_moments):
     moments = iron.get_magnetic_moments()
     assert moments == pytest.approx([2.18, 2.18], abs=0.1)
     assert iron.get_magnetic_moment() == pytest.approx(moments.sum())
+
+
+def test_charges_and_dipoles_of_a_pseudo_density_include_the_paw_spheres():
+    water = molecule("H2O")
+    water.calc = calculator = EACDensity("water-pbe", device="cpu")
+    assert np.array_equal(water.get_charges(), calculator.partition("eac", normalize=False).charges)
+    assert abs(water.get_charges().sum()) < 0.02
+    # PBE: 1.8 D.
+    assert water.get_dipole_moment() / units.Debye == pytest.approx([0, 0, -1.8], abs=0.1)
+    with pytest.raises(CalculatorSetupError, match="Leave normalize out"):
+        EACDensity("water-pbe", device="cpu", normalize=True).evaluate([(0, 0, 0)], water)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from ase import Atoms
 from ase.io import write
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from eac_ase import DensityGrid, EACDensity
@@ -181,6 +184,28 @@ def test_structures_the_model_cannot_handle_are_refused(tmp_path, model_file):
     assert not (tmp_path / "CHGCAR").exists()
 
 
+def test_magnetic_elements_without_moments_are_remarked_on(tmp_path):
+    iron = tmp_path / "iron.xyz"
+    write(iron, Atoms("Fe", cell=2.83 * (1 - np.eye(3)) / np.sqrt(2), pbc=True))
+    arguments = ("predict", iron, "-o", tmp_path / "x.cube", "-m", "fe-pbe", "--spacing", 0.4, "-f")
+    assert "Fe is taken to be non-magnetic" in run(*arguments).stderr
+    assert "non-magnetic" not in run(*arguments, "--spin", 2.2).stderr
+
+
+def test_strange_surroundings_are_a_remark_and_no_line_of_code(tmp_path):
+    close = tmp_path / "close.xyz"
+    write(close, Atoms("Fe2", [(0, 0, 0), (0, 0, 1.0)], cell=[4, 4, 4], pbc=True))
+    remark = run(
+        "predict", close, "-o", tmp_path / "x.cube", "-m", "fe-pbe", "--spacing", 0.4
+    ).stderr
+    assert "knows no surroundings like those of Fe 0" in remark
+    assert ".py" not in remark
+
+
+def test_a_density_is_no_structure(reference):
+    assert "name a structure file" in run("predict", reference, "-o", "x.cube", code=2).stderr
+
+
 def test_an_interrupt_while_writing_leaves_no_half_file(
     structure, model_file, tmp_path, monkeypatch
 ):
@@ -280,10 +305,57 @@ def test_training_logs_lines_where_there_is_no_terminal(reference, tmp_path):
     )
     result = run("train", tmp_path / "toy.yaml", "-o", tmp_path / "toy")
     logged = [line for line in result.stderr.splitlines() if line.startswith("step ")]
-    assert [line.split(": errors train")[0] for line in logged] == ["step 2", "step 4"]
+    assert re.fullmatch(r"step 2 of 4, \d+ s left: errors train [\d.]+ %", logged[0])
+    assert re.fullmatch(r"step 4 of 4: errors train [\d.]+ %", logged[1])
+    assert len(logged) == 2
+    assert "Structures: 1 to train on, 0 left out; 4 steps" in result.stderr
     assert "model.safetensors" in result.stdout
     assert "already holds a run" in run("train", tmp_path / "toy.yaml", "-o", tmp_path / "toy",
                                         code=2).stderr  # fmt: skip
+
+
+INTERRUPTED_TRAINING = """
+import os
+import signal
+import sys
+
+from eac_model.training.data import TrainingBatches
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+read = TrainingBatches.__getitem__
+
+def interrupted(self, item):
+    if item == 5 and "--resume" not in sys.argv:
+        os.kill(os.getpid(), signal.SIGINT)
+    return read(self, item)
+
+TrainingBatches.__getitem__ = interrupted
+from eac_ase.cli import app
+app()
+"""
+
+
+def test_ctrl_c_keeps_the_step_that_training_had_reached(reference, tmp_path):
+    (tmp_path / "toy.yaml").write_text(
+        "data: {train: CHGCAR_ref, points_per_structure: 20}\n"
+        "network: {l_max: 0, channels: 2, interactions: 0}\n"
+        "optimisation: {steps: 12, warmup_steps: 1}\n"
+    )
+
+    def train(*arguments):
+        return subprocess.run(
+            [sys.executable, "-c", INTERRUPTED_TRAINING, "train", "toy.yaml", *arguments],
+            cwd=tmp_path, capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+
+    cut = train("-o", "cut")
+    assert cut.returncode == 130
+    assert "eac train toy.yaml --directory cut --resume" in cut.stderr
+    going_on = train("-o", "cut", "--resume")
+    assert "Going on from step 6 of 12" in going_on.stderr
+    assert train("-o", "whole", "--resume").returncode == 0
+    whole, cut = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "cut"))
+    assert all(torch.equal(values, cut[name]) for name, values in whole.items())
 
 
 def test_evaluate_finds_a_known_error(reference, model_file, tmp_path):

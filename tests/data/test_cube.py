@@ -47,6 +47,15 @@ def test_the_file_counts_electrons_in_bohr(tmp_path, water):
     assert in_bohr == pytest.approx(10, rel=1e-4)
 
 
+@pytest.mark.parametrize("kind", ["valence", "pseudo", "all-electron", "unknown"])
+def test_the_kind_of_the_density_comes_back(tmp_path, water, kind):
+    values = np.ones((3, 4, 5))
+    write_cube(tmp_path / "x.cube", water, values, comment=f"Electron density ({kind})")
+    assert read_cube(tmp_path / "x.cube").provenance.density_kind == kind
+    write_cube(tmp_path / "x.cube", water, values, comment=f"Electron density ({kind}), by hand")
+    assert read_cube(tmp_path / "x.cube").provenance.density_kind == "unknown"
+
+
 def test_ase_reads_what_we_write(tmp_path, water):
     write_cube(tmp_path / "x.cube", water, grid(), origin=(0.1, 0.2, 0.3))
     with (tmp_path / "x.cube").open() as file:

@@ -79,21 +79,20 @@ def files(tmp_path):
 
 
 def test_a_malformed_file_does_not_stop_the_batch(tmp_path, files):
-    failures, done = [], []
-    report = convert(
-        files,
-        tmp_path / "store",
-        on_error=lambda path, message: failures.append((path.name, message)),
-        progress=lambda path: done.append(path),
-    )
+    done = []
+    report = convert(files, tmp_path / "store", progress=done.append)
     assert [path.name for path in report.converted] == ["CHGCAR", "x.cube", "x.h5"]
     assert [failure.path.name for failure in report.failures] == ["CHGCAR_bad", "none"]
     assert "CHGCAR_bad, line " in report.failures[0].message
-    assert failures == [(f.path.name, f.message) for f in report.failures]
     assert done == files
     store = DensityStore.open(tmp_path / "store")
     assert [entry.source for entry in store.entries] == ["CHGCAR", "x.cube", ""]
     np.testing.assert_allclose(store.read(0).density, sample(1).density, rtol=1e-6)
+
+
+def test_a_store_of_nothing_is_not_left_behind(tmp_path, files):
+    assert convert([files[1]], tmp_path / "store").failures
+    assert not (tmp_path / "store").exists()
 
 
 def test_running_again_skips_what_is_there_and_takes_what_changed(tmp_path, files):

@@ -83,9 +83,9 @@ def test_what_is_stored_is_read_back(tmp_path, name):
 
 
 def test_the_index_tells_what_is_there(tmp_path):
-    with DensityStore.create(tmp_path / "store") as store:
-        store.append(VARIANTS["everything"], key="k", stamp="s")
-        store.append(VARIANTS["points"])
+    store = DensityStore.create(tmp_path / "store")
+    store.append(VARIANTS["everything"], key="k", stamp="s")
+    store.append(VARIANTS["points"])
     grid, points = DensityStore.open(tmp_path / "store").entries
     assert grid.formula == "HO2"
     assert (grid.n_atoms, grid.shape, grid.spin, grid.onsite) == (3, (9, 17, 12), True, True)

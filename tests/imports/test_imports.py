@@ -20,7 +20,7 @@ from eac_ase import EACDensity
 from eac_ase.cli import app
 from eac_model.checkpoint import load_model
 from eac_model.engine import encode, evaluate_points
-from eac_model.errors import ModelFileError
+from eac_model.errors import ConfigurationError, ModelFileError
 from eac_model.imports import import_model, read_torch_file
 from eac_model.imports.eac_net import DenseLayer, plain_network
 from eac_model.neighbors import atom_graph, point_pairs
@@ -280,6 +280,15 @@ def test_missing_weights_and_elements_are_named(tmp_path):
     torch.save(state, tmp_path / "c.pt")
     with pytest.raises(ModelFileError, match="radial basis"):
         import_model(tmp_path / "c.pt")
+
+
+@pytest.mark.parametrize("name", ["eac_net_total", "charge3net_total"])
+@pytest.mark.parametrize(
+    "wrong", [{"elements": []}, {"elements": [0, 1]}, {"elements": ["H"]}, {"cutoff": 0.0}]
+)
+def test_elements_and_cutoffs_that_are_none_are_refused(name, wrong):
+    with pytest.raises(ConfigurationError, match=next(iter(wrong))):
+        import_model(DATA / f"{name}.pt", **wrong)
 
 
 def test_older_charge3net_files_have_other_names(tmp_path):

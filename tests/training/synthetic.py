@@ -74,6 +74,7 @@ def settings(frames: Path, /, **changes: Any) -> dict[str, Any]:
             "l_max": 1,
             "channels": 4,
             "interactions": 1,
+            "superposition": False,  # free atoms are too good for these
             "atom_cutoff": 2.0,
             "point_cutoff": 2.5,
             "atom_radial_hidden": [8],

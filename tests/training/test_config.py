@@ -19,6 +19,11 @@ def write(folder: Path, text: str) -> Path:
         ("data: {train: a.h5}\noptimisation: {steps: 0}", r"optimisation\.steps: .*got 0"),
         ("data: {train: a.h5}\nnetwork: {l_max: -1}", r"network\.l_max: "),
         ("data: {train: a.h5}\nnetwork: {decoder: cubic}", r"network\.decoder: .*got 'cubic'"),
+        ("data: {train: a.h5}\nnetwork: {point_cutoff: .inf}", r"network\.point_cutoff: "),
+        (
+            "data: {train: a.h5}\nnetwork: {linear_basis: {kind: natural-spline, size: 3}}",
+            r"network\.linear_basis: .*size of 4 or more",
+        ),
         ("data: {train: a.h5}\nloss: {kind: l3}", r"loss\.kind: "),
         ("data: {train: a.h5}\nprecision: 16", r"precision: "),
         ("data: {train: a.h5, validation: -1}", r"data\.validation: "),

@@ -1,6 +1,7 @@
 """``eac partition``."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -66,6 +67,12 @@ def test_without_valences_there_are_populations(chgcar):
     content = json.loads(run("partition", chgcar, "--json").stdout)["hirshfeld"]
     assert content["charges"] is None
     assert sum(content["populations"]) == pytest.approx(16, abs=1e-3)
+
+
+def test_cubes_of_pseudo_densities_are_refused(crystal, model_file, tmp_path):
+    grid = EACDensity(model_file, device="cpu").get_density_grid(crystal, shape=(12, 12, 12))
+    replace(grid, kind="pseudo").write(tmp_path / "x.cube")
+    assert "matrices D" in run("partition", tmp_path / "x.cube", code=2).stderr
 
 
 def test_the_reference_beside_a_chgcar_is_used(chgcar):
