@@ -461,6 +461,11 @@ class EACDensity(BaseCalculator):
         numpy.ndarray
             e/Å³, shape (n1, n2, n3), on the points of :meth:`get_density_grid`. Which electrons
             it counts, the model's card says.
+
+        Raises
+        ------
+        GridError
+            There is no such spin or refinement.
         """
         if spin not in (None, 0, 1):
             raise GridError(f"spin is None, 0 (up) or 1 (down), not {spin!r}.")
@@ -513,6 +518,11 @@ class EACDensity(BaseCalculator):
             Atoms: an index, several, or a mask.
         shape, spacing, like, progress
             As in :meth:`get_density_grid`.
+
+        Raises
+        ------
+        ase.calculators.calculator.PropertyNotImplementedError
+            The network has no contributions of atoms.
         """
         if reason := self._why_no_contributions():
             raise PropertyNotImplementedError(reason)

@@ -94,6 +94,11 @@ class DensityGrid:
         """The grid of a sample as the readers of :mod:`eac_model.data` return it.
 
         Of a non-collinear sample the total density; ``magnetization`` stays in the sample.
+
+        Raises
+        ------
+        GridError
+            The sample holds scattered points.
         """
         if not sample.is_grid:
             raise GridError(
@@ -271,6 +276,11 @@ class DensityGrid:
             Cartesian end points, Å, shape (3,); both are part of the line.
         n
             Number of points.
+
+        Raises
+        ------
+        GridError
+            Fewer than two points.
         """
         start, end = np.asarray(start, dtype=float), np.asarray(end, dtype=float)
         if n < 2:
@@ -413,7 +423,13 @@ class Plane:
     def through_points(
         cls, a: ArrayLike, b: ArrayLike, c: ArrayLike, *, margin: float = 2.0
     ) -> Plane:
-        """The plane of three points, Å, with ``margin`` (Å) around them; ``u`` runs from b to c."""
+        """The plane of three points, Å, with ``margin`` (Å) around them; ``u`` runs from b to c.
+
+        Raises
+        ------
+        GridError
+            They lie on one line.
+        """
         corners = np.array([a, b, c], dtype=float)
         along, across = corners[2] - corners[1], corners[0] - corners[1]
         if not np.linalg.norm(along) > 1e-6:
@@ -451,6 +467,11 @@ class Plane:
             The atom; by default the first of the heaviest element.
         margin
             Space around the three atoms, Å.
+
+        Raises
+        ------
+        GridError
+            All neighbours coincide with the atom.
         """
         if index is None:
             index = int(np.argmax(atoms.numbers))
@@ -475,7 +496,13 @@ class Plane:
         return np.cross(self.u, self.v)
 
     def axes(self, spacing: float) -> tuple[NDArray[np.floating], NDArray[np.floating]]:
-        """Coordinates along ``u`` and ``v`` about ``spacing`` (Å) apart, both ends included."""
+        """Coordinates along ``u`` and ``v`` about ``spacing`` (Å) apart, both ends included.
+
+        Raises
+        ------
+        GridError
+            The spacing is not positive.
+        """
         if not spacing > 0:
             raise GridError(f"The spacing of a plane has to be positive, not {spacing} Å.")
         steps = [max(2, round(length / spacing) + 1) for length in (self.width, self.height)]

@@ -53,6 +53,11 @@ def plot_plane(
     Returns
     -------
     matplotlib.figure.Figure
+
+    Raises
+    ------
+    GridError
+        There is no spin density, or the plane lies outside of the density.
     """
     values = cut.spin if spin else cut.values
     if values is None:

@@ -31,6 +31,11 @@ def replacing(path: str | Path) -> Iterator[Path]:
     ------
     Path
         Temporary name to write to; ends with the target's suffixes.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such folder.
     """
     target = Path(path)
     if not target.parent.is_dir():

@@ -128,7 +128,13 @@ class SamplingMap:
         return a[:, None, None] * b[:, None] * c
 
     def box_probabilities(self, mixture: SamplingMixture) -> NDArray[np.float64]:
-        """Probability that a drawn point lies in each box, shape (m1, m2, m3), sum 1."""
+        """Probability that a drawn point lies in each box, shape (m1, m2, m3), sum 1.
+
+        Raises
+        ------
+        ConfigurationError
+            No point lies within the mixture's cutoff of an atom.
+        """
         points = np.where(self.distance <= mixture.cutoff + self.reach, self.points_per_box(), 0)
         if not points.any():
             raise ConfigurationError(

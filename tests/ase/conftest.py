@@ -7,13 +7,32 @@ import pytest
 import torch
 from ase import Atoms
 from ase.build import molecule
+from ase.io import write
+from click.testing import Result
+from typer.testing import CliRunner
 
 from eac_ase import EACDensity
+from eac_ase.cli import app
 from eac_model.checkpoint import ModelCard, save_model
 from eac_model.data.sample import DensitySample, Provenance
 from eac_model.network import EACNet, NetworkConfig
 
 VALENCES = {"H": 1.0, "O": 6.0}
+
+
+def run(*arguments: object, code: int = 0) -> Result:
+    """``eac`` with these arguments, ending with this code."""
+    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert result.exit_code == code, result.output
+    return result
+
+
+@pytest.fixture
+def structure(tmp_path: Path, crystal: Atoms) -> Path:
+    write(tmp_path / "POSCAR", crystal, format="vasp")
+    return tmp_path / "POSCAR"
 
 
 def gaussian_water() -> DensitySample:

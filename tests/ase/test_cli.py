@@ -20,25 +20,13 @@ from eac_ase import DensityGrid, EACDensity
 from eac_ase.cli import app
 from eac_model.data import DensityStore
 
+from .conftest import run
+
 COMMANDS = [
     *("predict", "vasp", "demo", "partition", "train", "evaluate", "models", "info"),
     *("data convert", "data info", "data gpaw", "models import"),
     *("benchmark ecd", "benchmark layout"),
 ]
-
-
-def run(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
-
-
-@pytest.fixture
-def structure(tmp_path: Path, crystal: Atoms) -> Path:
-    write(tmp_path / "POSCAR", crystal, format="vasp")
-    return tmp_path / "POSCAR"
 
 
 @pytest.fixture

@@ -21,8 +21,7 @@ from eac_model.network.expected_error import (
     atoms_in_reach,
 )
 
-from .conftest import tiny_network, write_model
-from .test_cli import run
+from .conftest import run, tiny_network, write_model
 
 
 def rattled(seed):

@@ -8,32 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ase import Atoms
 from ase.build import molecule
-from ase.io import read, write
-from typer.testing import CliRunner
+from ase.io import read
 
 from eac_ase import DensityGrid, EACDensity
-from eac_ase.cli import app
 from eac_model.engine import streaming
 from eac_model.errors import DensityFileError, GridError
 
+from .conftest import run
+
 SMALL = "1e-6"
 """GiB: less than any grid takes."""
-
-
-def run(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
-
-
-@pytest.fixture
-def structure(tmp_path: Path, crystal: Atoms) -> Path:
-    write(tmp_path / "POSCAR", crystal, format="vasp")
-    return tmp_path / "POSCAR"
 
 
 def test_predict_writes_large_grids_piece_by_piece(structure, model_file, tmp_path, monkeypatch):

@@ -5,25 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from ase.io import read, write
-from typer.testing import CliRunner
+from ase.io import read
 
 from eac_ase import DensityGrid, EACDensity
-from eac_ase.cli import app
 
-
-def run(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
-
-
-@pytest.fixture
-def structure(tmp_path, crystal):
-    write(tmp_path / "POSCAR", crystal, format="vasp")
-    return tmp_path / "POSCAR"
+from ..conftest import run
 
 
 @pytest.fixture

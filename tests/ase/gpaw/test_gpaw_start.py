@@ -435,6 +435,29 @@ def test_all_electron_densities_are_gpaw_s(silicon, oxygen):
     assert ours.integrate_spin() == pytest.approx(2, abs=0.01)
 
 
+def test_without_matrices_these_come_from_wave_functions(silicon):
+    known, bare = KnownDensity([silicon]), KnownDensity([silicon], onsite=False)
+    expected = all_electron_density(gpaw_for(silicon), known, silicon.atoms, refinement=1)
+
+    def error(**options):
+        found = all_electron_density(
+            gpaw_for(silicon), bare, silicon.atoms, refinement=1, **options
+        )
+        assert found.integrate() == pytest.approx(28, abs=1e-6)
+        return np.abs(found.values - expected.values).sum() / expected.values.sum()
+
+    # Two passes by default; none leaves the matrices of free atoms.
+    with pytest.warns(UserWarning, match="no matrices D"):
+        of_free_atoms = error(refresh=0)
+    assert error() < 0.2 * of_free_atoms
+
+    kept = fixed_density(gpaw_for(silicon), bare, refresh=2)
+    energy, _ = energy_and_iterations(silicon.atoms, kept)
+    exact, _ = energy_and_iterations(silicon.atoms, fixed_density(gpaw_for(silicon), known))
+    assert energy == pytest.approx(exact, abs=0.01)
+    assert kept.predicted_start.starts[0].passes == 2
+
+
 # -- refusals ----------------------------------------------------------------------------------
 
 

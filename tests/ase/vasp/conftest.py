@@ -6,17 +6,17 @@ from collections.abc import Callable
 from copy import copy
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from ase import Atoms
-from ase.build import molecule
 
 from eac_ase import EACDensity
 from eac_model.checkpoint import ModelCard, save_model
-from eac_model.data.sample import DensitySample, Provenance
+from eac_model.data.sample import Provenance
 from eac_model.network import EACNet, NetworkConfig
 from eac_model.onsite import OnsiteLayout
+
+from ..conftest import gaussian_water
 
 CHANNELS = {"H": (0, 0, 1), "O": (0, 0, 1, 1), "Fe": (2, 2, 0, 0, 1, 1)}
 VALENCES = {"H": 1.0, "O": 6.0, "Fe": 8.0}
@@ -133,16 +133,6 @@ def ice() -> Atoms:
         pbc=True,
     )
     return atoms
-
-
-def gaussian_water() -> DensitySample:
-    """Six and one electrons in Gaussians on the atoms of a molecule."""
-    atoms = molecule("H2O")
-    atoms.center(vacuum=2.5)
-    empty = DensitySample(atoms, np.zeros((30, 34, 32)))
-    squares = ((empty.grid_points()[:, None] - atoms.positions) ** 2).sum(axis=-1)
-    values = np.exp(-3 * squares) @ np.array([6, 1, 1]) * (3 / np.pi) ** 1.5
-    return DensitySample(atoms, values.reshape(empty.density.shape))
 
 
 def vasp_network(*, spin: bool = False, oxygen: tuple[int, ...] = CHANNELS["O"]) -> EACNet:

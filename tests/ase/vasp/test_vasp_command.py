@@ -3,29 +3,21 @@
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from eac_ase import DensityGrid
-from eac_ase.cli import app
 
-
-def run(*arguments: object, code: int = 0):
-    result = CliRunner().invoke(app, ["vasp", *map(str, arguments)], env={"COLUMNS": "200"})
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    assert result.exit_code == code, result.output
-    return result
+from ..conftest import run
 
 
 def test_it_explains_itself_with_examples():
-    output = run("--help").output
+    output = run("vasp", "--help").output
     assert "Example" in output
     assert "eac vasp run --write-incar" in output
 
 
 def test_it_writes_chgcar_and_says_what_to_set(make_run, ice, complete_model):
     folder = make_run(ice)
-    result = run(folder, "-m", complete_model)
+    result = run("vasp", folder, "-m", complete_model)
     assert DensityGrid.read(folder / "CHGCAR").integrate() == pytest.approx(16)
     for words in ("ICHARG = 1", "SCAN", "24 × 28 × 28", "16.0000", "PAW occupancies  yes"):
         assert words in result.stdout
@@ -35,17 +27,17 @@ def test_it_writes_chgcar_and_says_what_to_set(make_run, ice, complete_model):
 
 def test_it_edits_incar_on_demand(make_run, ice, complete_model):
     folder = make_run(ice)
-    result = run(folder, "-m", complete_model, "--write-incar")
+    result = run("vasp", folder, "-m", complete_model, "--write-incar")
     assert "edited" in result.stdout
     assert (folder / "INCAR").read_text().endswith("ICHARG = 1\n")
-    again = run(folder, "-m", complete_model, "--force")
+    again = run("vasp", folder, "-m", complete_model, "--force")
     assert "ready as it is" in again.stdout
 
 
 def test_it_reports_json(make_run, ice, complete_model):
     folder = make_run(ice)
     arguments = ["--shape", 20, 24, 30, "--no-occupancies", "--no-normalize", "--json"]
-    report = json.loads(run(folder, "-m", complete_model, *arguments).stdout)
+    report = json.loads(run("vasp", folder, "-m", complete_model, *arguments).stdout)
     assert report["shape"] == [20, 24, 30]
     assert report["model"] == "complete"
     assert report["occupancies"] is False
@@ -70,12 +62,12 @@ def test_what_cannot_be_is_refused_in_one_line(
     make_run, ice, complete_model, incar, arguments, message
 ):
     folder = make_run(ice, incar)
-    result = run(folder, "-m", complete_model, *arguments, code=2)
+    result = run("vasp", folder, "-m", complete_model, *arguments, code=2)
     assert message in result.stderr
     assert result.stdout == ""
     assert not (folder / "CHGCAR").exists()
 
 
 def test_another_functional_is_accepted_on_demand(make_run, ice, complete_model):
-    result = run(make_run(ice, "ENCUT = 200\n"), "-m", complete_model, "--any-functional")
+    result = run("vasp", make_run(ice, "ENCUT = 200\n"), "-m", complete_model, "--any-functional")
     assert "The density is that of SCAN" in result.stderr
