@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -32,6 +33,8 @@ from eac_model.training.data import (
 )
 from eac_model.training.draws import point_generator
 
+log = logging.getLogger(__name__)
+
 POINTS = 8000
 """Points of a left-out structure at which errors are looked at."""
 
@@ -61,6 +64,12 @@ def calibrate(
     network.expected_error.fit(training, _with_errors(network, config, left_out))
     if not torch.isfinite(network.expected_error.limit):
         return
+    if not network.expected_error.slope > 0:
+        log.warning(
+            "Errors of the structures left out do not grow with their distance from the training "
+            "data, so that expected errors will differ between elements only. Leave out some "
+            "structures that are near to the others, and some that are far (data.validation)."
+        )
     save_model(network, card, path)
 
 

@@ -30,6 +30,9 @@ from eac_model.training.module import TrainingModule, nmae_percents, onsite_perc
 
 log = logging.getLogger(__name__)
 
+MOST_BLOCKS = 200
+"""Of on-site data that a card lists one by one: a dozen elements may have that many."""
+
 SaveModel = Callable[[DensityNetwork, dict[str, Any]], None]
 """Writes the model file, given the averaged network and the summary of its training."""
 
@@ -175,9 +178,8 @@ class Recorder(Callback):
             draw_learning_curve(self._files.picture, self._rows, self._config.card.name)
         if total < self._best:
             self._best = total
-            rounded = {name: round(value, 2) for name, value in blocks.items()}
-            onsite_summary = {"validation_onsite_blocks_percent": rounded} if blocks else {}
-            self._save_averaged(trainer, pl_module, found | onsite_summary)
+            onsite_summary = {"validation_onsite_blocks_percent": _readable(blocks)}
+            self._save_averaged(trainer, pl_module, found | (onsite_summary if blocks else {}))
         self.save_state(trainer, pl_module)
 
     def _record(self, trainer: pl.Trainer, module: TrainingModule, found: dict[str, float]) -> None:
@@ -321,6 +323,16 @@ class ErrorBar(TQDMProgressBar):
         """Name the bar; a run is one epoch."""
         super().on_train_epoch_start(trainer)
         self.train_progress_bar.set_description("training")
+
+
+def _readable(blocks: Mapping[str, float]) -> dict[str, float]:
+    """Errors of blocks of on-site data, or, of many, their means by element."""
+    if len(blocks) > MOST_BLOCKS:
+        of_element: dict[str, list[float]] = {}
+        for name, value in blocks.items():
+            of_element.setdefault(name.split()[0], []).append(value)
+        blocks = {symbol: sum(values) / len(values) for symbol, values in of_element.items()}
+    return {name: round(value, 2) for name, value in blocks.items()}
 
 
 def _check_finite(trainer: pl.Trainer, module: TrainingModule) -> None:

@@ -182,6 +182,21 @@ def test_training_with_left_out_structures_leaves_expected_errors_in_the_model(t
     assert 0.3 * measured < structure.item() < 3 * measured
 
 
+def test_left_out_structures_that_tell_nothing_of_distances_are_remarked_on(
+    tmp_path, monkeypatch, caplog
+):
+    frames = store_of(tmp_path / "frames", [scattered(seed) for seed in range(8)])
+    fit = ExpectedError.fit
+
+    def without_slope(self, *args):
+        fit(self, *args)
+        self.slope.zero_()
+
+    monkeypatch.setattr(ExpectedError, "fit", without_slope)
+    train(config(frames, data={"validation": 2}, optimisation={"steps": 2}), tmp_path / "run")
+    assert "will differ between elements only" in caplog.text
+
+
 def test_training_on_all_structures_leaves_none(tmp_path):
     frames = store_of(tmp_path / "frames", [scattered(seed) for seed in range(3)])
     run = config(frames, data={"validation": 0}, optimisation={"steps": 2})

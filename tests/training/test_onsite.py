@@ -17,6 +17,7 @@ from eac_model.network import with_onsite as with_layout
 from eac_model.network.spherical_averages import RADII
 from eac_model.onsite import OnsiteLayout
 from eac_model.training import train
+from eac_model.training.callbacks import MOST_BLOCKS, _readable
 from eac_model.training.data import Batch, concatenate, onsite_rows
 from eac_model.training.losses import onsite_errors
 from eac_model.training.module import onsite_percents
@@ -254,6 +255,12 @@ def test_the_errors_of_onsite_data_are_small_from_the_first_and_logged(tmp_path)
         blocks = json.loads(file.metadata()["card"])["training"]["validation_onsite_blocks_percent"]
     # O s1s1 and O p1p1 L=2 never vary in these data: nothing is to be learned there.
     assert set(blocks) == {"H s1s1 L=0", "O s1p1 L=1", "O p1p1 L=0"}
+
+
+def test_cards_list_elements_where_there_are_many_blocks():
+    blocks = {f"Si b{n} L=0": 10.0 for n in range(MOST_BLOCKS)}
+    assert _readable(blocks) == blocks
+    assert _readable(blocks | {"O b0 L=0": 3.0, "O b1 L=0 spin": 4.0}) == {"Si": 10.0, "O": 3.5}
 
 
 def test_a_run_with_onsite_data_resumes_to_the_same_weights(tmp_path, frames, monkeypatch):
