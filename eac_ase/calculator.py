@@ -136,8 +136,7 @@ class EACDensity(BaseCalculator):
             )
         if isinstance(model, DensityNetwork):
             # Others may use it: only a copy goes to another place or type.
-            moved = first is not None and torch.device(first) != model.device
-            if moved or dtype not in (None, model.dtype):
+            if _is_elsewhere(model, first) or dtype not in (None, model.dtype):
                 model = copy.deepcopy(model).to(device=first, dtype=dtype)
             self.network = model
             self.card = ModelCard(name="unnamed network")
@@ -954,6 +953,14 @@ def _naming_models_for(atoms: Atoms) -> Iterator[None]:
         raise UnknownElementError(
             f"{error} Bundled models that know all elements of this structure: {able}."
         ) from None
+
+
+def _is_elsewhere(network: DensityNetwork, device: torch.device | str | None) -> bool:
+    """Whether a network lies on another device than the wanted one."""
+    if device is None:
+        return False
+    wanted, own = torch.device(device), network.device
+    return wanted.type != own.type or wanted.index not in (None, own.index)
 
 
 def _devices(

@@ -72,8 +72,7 @@ def train(
         # Lightning turns Ctrl-C into an ordinary exit.
         if isinstance(ended.__context__, KeyboardInterrupt):
             say(
-                "Interrupted; the state of the last step is kept. Go on with:\n"
-                f"eac train {config} --directory {directory} --resume"
+                f"Interrupted. Go on with:\neac train {config} --directory {directory} --resume"
                 if (directory / "checkpoints" / "last.ckpt").exists()
                 else "Interrupted; there is no checkpoint yet."
             )
