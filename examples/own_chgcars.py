@@ -31,7 +31,7 @@ config = TrainingConfig.from_mapping(
         "card": {"name": "own", "valence_electrons": EACDensity(model).card.valence_electrons},
     }
 )
-tuned = EACDensity(train(config, Path("own-run")))
+tuned = EACDensity(train(config, Path("own-run"), resume=True))  # started again, it goes on
 
 reference = read_density(left_out)
 for name, calculator in (("before", EACDensity(model)), ("after", tuned)):

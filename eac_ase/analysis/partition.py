@@ -312,29 +312,63 @@ def partition_of_model(
     progress: bool | None,
 ) -> Partition:
     """What :meth:`EACDensity.partition` returns; `scale` is the calculator's own factor."""
-    valences = calculator.card.valence_electrons or None
-    charge = stated_charge(atoms) or 0.0
-    if scheme != "eac":
-        pseudo = calculator.card.provenance.density_kind == "pseudo"
-        default = PSEUDO_SPACING if pseudo else SPACING
-        like: dict[str, Any] = {"spacing": default if spacing is None else spacing}
-        if reference is not None:
-            like = {"like": reference}
-        grid = calculator.get_density_grid(atoms, progress=progress, **like)
-        return partition(
-            grid,
-            scheme,
-            reference=reference,
-            valence_electrons=valences,
-            charge=charge,
-            normalize=normalize,
-            device=calculator.network.device,
-            progress=progress,
-        )
+    if scheme == "eac":
+        return _learned_partition(calculator, encoded, atoms, normalize, scale, progress)
+    pseudo = calculator.card.provenance.density_kind == "pseudo"
+    default = PSEUDO_SPACING if pseudo else SPACING
+    like: dict[str, Any] = {"spacing": default if spacing is None else spacing}
+    if reference is not None:
+        like = {"like": reference}
+    return partition(
+        calculator.get_density_grid(atoms, progress=progress, **like),
+        scheme,
+        reference=reference,
+        valence_electrons=calculator.card.valence_electrons or None,
+        charge=stated_charge(atoms) or 0.0,
+        normalize=normalize,
+        device=calculator.network.device,
+        progress=progress,
+    )
+
+
+def absolute_moment(grid: DensityGrid) -> float:
+    """∫|ρ↑ − ρ↓| dr over the cell, μ_B; 0 for a spin-paired density."""
+    if grid.spin is None:
+        return 0.0
+    return float(np.abs(grid.spin).sum(dtype=float)) * grid.volume / grid.values.size
+
+
+# -- behind the scenes -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A density that counts electrons."""
+
+    grid: DensityGrid
+    nuclear: Array
+    """Electrons that belong to the nuclei beside the grid's, (n,)."""
+    nuclear_spin: Array | None
+    """Their spin."""
+    valences: Array | None
+    """Electrons of the neutral atoms, (n,)."""
+    text: str
+
+
+def _learned_partition(
+    calculator: EACDensity,
+    encoded: EncodedAtoms,
+    atoms: Atoms,
+    normalize: bool,
+    scale: float,
+    progress: bool | None,
+) -> Partition:
+    """The scheme ``eac``: contributions, and what lies inside the PAW spheres."""
     from eac_ase.analysis.learned import learned_moments
     from eac_model.network import EACNet
 
     assert isinstance(calculator.network, EACNet)  # the calculator has refused others
+    valences, charge = calculator.card.valence_electrons or None, stated_charge(atoms) or 0.0
     learned = learned_moments(calculator.network, encoded, progress=progress)
     # The smallest grid there is: it brings on-site data and provenance.
     grid = calculator.get_density_grid(atoms, shape=(1, 1, 1), progress=False)
@@ -365,30 +399,6 @@ def partition_of_model(
     else:
         ready = replace(ready, valences=_valences(grid, valences))
     return _finish("eac", ready, moments, charge, normalize, ready.text, learned.error, ())
-
-
-def absolute_moment(grid: DensityGrid) -> float:
-    """∫|ρ↑ − ρ↓| dr over the cell, μ_B; 0 for a spin-paired density."""
-    if grid.spin is None:
-        return 0.0
-    return float(np.abs(grid.spin).sum(dtype=float)) * grid.volume / grid.values.size
-
-
-# -- behind the scenes -------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Ready:
-    """A density that counts electrons."""
-
-    grid: DensityGrid
-    nuclear: Array
-    """Electrons that belong to the nuclei beside the grid's, (n,)."""
-    nuclear_spin: Array | None
-    """Their spin."""
-    valences: Array | None
-    """Electrons of the neutral atoms, (n,)."""
-    text: str
 
 
 def _prepare(
