@@ -6,7 +6,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import h5py
@@ -133,7 +133,7 @@ def convert(
             if present.get(key) == stamp:
                 skipped.append(path)
             else:
-                store.append(read_density(path), key=key, stamp=stamp)
+                store.append(_named_by_folder(read_density(path), path), key=key, stamp=stamp)
                 present[key] = stamp
                 converted.append(path)
         except (EACError, OSError) as error:
@@ -143,6 +143,14 @@ def convert(
     if not exists and not converted:
         shutil.rmtree(store_path)  # an empty store helps nobody
     return ConversionReport(tuple(converted), tuple(skipped), tuple(failures))
+
+
+def _named_by_folder(sample: DensitySample, path: Path) -> DensitySample:
+    """With ``run3/CHGCAR`` for a source instead of ``CHGCAR``, as all files of VASP are called."""
+    if sample.provenance.source != path.name:
+        return sample
+    source = f"{path.absolute().parent.name}/{path.name}"
+    return replace(sample, provenance=replace(sample.provenance, source=source))
 
 
 def _identity(path: Path) -> tuple[str, str]:

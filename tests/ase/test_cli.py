@@ -403,7 +403,7 @@ def test_convert_collects_reports_and_resumes(reference, tmp_path):
     assert len(report["failures"]) == 1
     assert json.loads(run(*arguments, code=2).stdout)["skipped"] == [str(reference)]
     listing = json.loads(run("data", "info", tmp_path / "s.store", "--json").stdout)
-    assert [entry["source"] for entry in listing["samples"]] == ["CHGCAR_ref"]
+    assert [entry["source"] for entry in listing["samples"]] == [f"{tmp_path.name}/CHGCAR_ref"]
     assert "8 × 9 × 10" in run("info", tmp_path / "s.store").output
 
 
