@@ -205,19 +205,25 @@ class EACDensity(BaseCalculator):
         for name in properties:
             if reasons.get(name):
                 raise PropertyNotImplementedError(reasons[name])
+        found = self._results_with_spheres if self._pseudo else self._results
+        self.results = found(atoms, reasons)
+        self._settings_of_results = self._settings()
+
+    def _results_with_spheres(self, atoms: Atoms, reasons: dict[str, str | None]) -> dict[str, Any]:
+        """Properties of pseudo densities: much of a charge may lie inside the PAW spheres."""
         results: dict[str, Any] = {}
-        if self.card.provenance.density_kind == "pseudo":
-            # Much of a charge and most of a moment may lie inside the PAW spheres.
-            whole = self.partition("eac", atoms, normalize=False)
-            if reasons["charges"] is None:
-                results["charges"] = whole.charges
-            if reasons["dipole"] is None:
-                results["dipole"] = whole.get_dipole_moment()
-            if reasons["magmoms"] is None:
-                results["magmoms"], results["magmom"] = whole.moments, whole.moment
-            self.results = results
-            self._settings_of_results = self._settings()
-            return
+        whole = self.partition("eac", atoms, normalize=False)
+        if reasons["charges"] is None:
+            results["charges"] = whole.charges
+        if reasons["dipole"] is None:
+            results["dipole"] = whole.get_dipole_moment()
+        if reasons["magmoms"] is None:
+            results["magmoms"], results["magmom"] = whole.moments, whole.moment
+        return results
+
+    def _results(self, atoms: Atoms, reasons: dict[str, str | None]) -> dict[str, Any]:
+        """Properties of densities that hold all electrons they count."""
+        results: dict[str, Any] = {}
         populations, dipoles = self._integrate(atoms)
         if reasons["charges"] is None:
             results["charges"] = self._valences(atoms) - populations.sum(axis=0)
@@ -232,8 +238,7 @@ class EACDensity(BaseCalculator):
             results["magmom"] = float(moments.sum())
             if reasons["magmoms"] is None:
                 results["magmoms"] = moments
-        self.results = results
-        self._settings_of_results = self._settings()
+        return results
 
     def todict(self) -> dict[str, Any]:
         """Name of the model and settings, for ASE's databases and trajectories."""
@@ -699,6 +704,11 @@ class EACDensity(BaseCalculator):
             )
         return [name for name, (a, b) in pairs.items() if not np.array_equal(a, b)]
 
+    @property
+    def _pseudo(self) -> bool:
+        """Whether densities are GPAW's ñ, which is complete with the matrices D only."""
+        return self.card.provenance.density_kind == "pseudo"
+
     def _settings(self) -> tuple[Any, ...]:
         """What results depend on beside the structure."""
         return (self.normalize, *fingerprint(self.network))
@@ -819,7 +829,7 @@ class EACDensity(BaseCalculator):
 
     def _electrons(self, atoms: Atoms) -> float:
         """The exact number of electrons of a structure."""
-        if self.card.provenance.density_kind == "pseudo":
+        if self._pseudo:
             raise CalculatorSetupError(
                 f"{self.card.name} predicts pseudo densities, which hold their electrons together "
                 "with the matrices D: GPAW normalises both (start_from_density), and so does "
@@ -849,14 +859,13 @@ class EACDensity(BaseCalculator):
         if name in ("magmom", "magmoms"):
             if not self.network.config.spin:
                 return f"The model {self.card.name!r} knows no spin: it has no magnetic moments."
-            pseudo = self.card.provenance.density_kind == "pseudo"
-            return self._why_no_contributions() if pseudo or name == "magmoms" else None
+            return self._why_no_contributions() if self._pseudo or name == "magmoms" else None
         assert atoms is not None
         with _naming_models_for(atoms):
             self._check(atoms)
         missing = self._without_valence(atoms)
         layout = self.network.config.onsite
-        if self.card.provenance.density_kind == "pseudo" and layout is not None:
+        if self._pseudo and layout is not None:
             missing = []  # GPAW's data sets tell
         if missing:
             return (

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
     from eac_ase.calculator import EACDensity
     from eac_ase.grid import DensityGrid
-from eac_model.lattice import Shape
+    from eac_model.lattice import Shape
 
 DEFAULT_MEMORY = 4.0
 """GiB."""
