@@ -31,12 +31,14 @@ from ase import Atoms
 from eac_ase.adapters.gpaw_classic import start_classic
 from eac_ase.adapters.gpaw_parallel import predict_once
 from eac_ase.adapters.gpaw_state import (
+    Correction,
     DensityModel,
     KnownDensity,
     PawState,
     check_model,
     check_setups,
     fill_density,
+    functional_of,
 )
 from eac_ase.grid import DensityGrid
 from eac_model.errors import ConfigurationError
@@ -50,10 +52,11 @@ __all__ = [
     "start_from_density",
 ]
 
-Moves = Literal["reuse", "predict", "restart"]
+Moves = Literal["reuse", "extrapolate", "predict", "restart"]
 """What happens when atoms or cell change and GPAW has wave functions: ``reuse`` those and the
-density that follows from them, as GPAW does; ``predict`` the density and reuse the wave functions;
-or ``restart`` from a prediction alone.
+density that follows from them, as GPAW does; ``extrapolate``, reuse the wave functions and add to
+the last density the change that the model predicts; ``predict`` the density and reuse the wave
+functions; or ``restart`` from a prediction alone.
 
 ``reuse`` is the default: in chains of random steps (0.02 and 0.1 Å, rattled Si₂) it took as
 many iterations as predictions with an error of 0.2 % in ñ. Exact predictions took about half as
@@ -83,6 +86,11 @@ atoms; near the solution it wastes an iteration, and what MSR1 learns from so sm
 noise of the wave functions (``benchmarks/scf_acceleration.py --mixers``)."""
 
 
+MOMENTS_DIFFER = 0.5
+"""μ_B. Larger differences between initial and predicted moments are warned of where the prediction
+is kept. Moments in the PAW spheres are a tenth of a μ_B from those of atoms anyway."""
+
+
 @dataclass(frozen=True)
 class Start:
     """How one geometry was begun."""
@@ -102,7 +110,7 @@ class PredictedStart:
 
     Parameters
     ----------
-    model, refresh, hold, moves
+    model, refresh, hold, moves, any_functional
         As for :func:`start_from_density`.
     keep
         Never update the density (:func:`fixed_density`).
@@ -116,8 +124,9 @@ class PredictedStart:
         moves: Moves,
         *,
         keep: bool = False,
+        any_functional: bool = False,
     ) -> None:
-        self.model = model
+        self.model, self.any_functional = model, any_functional
         if refresh is None:
             refresh = REFRESH_WITHOUT_ONSITE if model.network.config.onsite is None else 0
         self.refresh, self.hold = refresh, hold
@@ -129,6 +138,18 @@ class PredictedStart:
         self._expected_error: float | None = None
         self._declined = False
         self._begun: ref[Any] | None = None
+        self._state: PawState | None = None
+
+    def afresh(self) -> PredictedStart:
+        """The same for another calculator."""
+        return PredictedStart(
+            self.model,
+            self.refresh,
+            self.hold,
+            self.moves,
+            keep=self.keep,
+            any_functional=self.any_functional,
+        )
 
     def begin(self, calculator: Any, atoms: Atoms) -> None:
         """Instead of GPAW's ``create_new_calculation``."""
@@ -157,6 +178,7 @@ class PredictedStart:
         if self.moves == "restart" or not calculator.dft.ibzwfs.has_wave_functions():
             self.begin(calculator, atoms)
             return
+        correction = self._correction(calculator) if self.moves == "extrapolate" else None
         gpaws(calculator, atoms)
         if self.moves == "reuse":
             self.starts.append(Start(kind, predicted=False, passes=0, seconds=0.0))
@@ -166,10 +188,23 @@ class PredictedStart:
         state = self._predict(_with_moments(atoms, calculator), dft.density, calculator.comm)
         if not self._declined:
             fill_density(dft.density, state)
+            if correction is not None and correction.fits(dft.density):
+                correction.add_to(dft.density)
+                self._expected_error = None  # It is of predictions, several times worse.
             dft.density.symmetrize(dft.ibzwfs.ibz.symmetries)
             dft.density.normalize(dft.pot_calc.charge)
             _update_potential(dft)
         self._after_filling(calculator, kind)
+
+    def _correction(self, calculator: Any) -> Correction | None:
+        """What the prediction of the last geometry lacked; None where it says nothing."""
+        dft, state = calculator.dft, self._state
+        if not dft.scf_loop.niter:
+            return None
+        if state is None:  # GPAW's state came from a file.
+            atoms = _with_moments(calculator.atoms, calculator)
+            state = self._predict(atoms, dft.density, calculator.comm)
+        return None if self._declined else Correction.of(dft.density, state)
 
     def new_density(self, calculator: Any, atoms: Atoms) -> tuple[Any, Any, Any]:
         """A predicted, symmetrised and normalised density, without potential or wave functions.
@@ -246,6 +281,7 @@ class PredictedStart:
         # Plane waves have no borders, whatever the atoms say.
         atoms.pbc = ~np.asarray(density.nt_sR.desc.zerobc_c)
         state = predict_once(self.model, atoms, (n1, n2, n3), comm)
+        self._state = state if self.moves == "extrapolate" else None
         self._seconds = perf_counter() - began
         self._expected_error = state.expected_error
         self._declined = state.is_of_doubtful_moments(density.ncomponents) and not self.keep
@@ -277,6 +313,12 @@ class PredictedStart:
                 f"{type(dft.scf_loop.eigensolver).__name__} minimises the energy directly. Set "
                 "both to 0."
             )
+        if dft.scf_loop.eigensolver.direct and self.keep:
+            raise ConfigurationError(
+                f"{type(dft.scf_loop.eigensolver).__name__} minimises the energy directly, with "
+                "densities of its own. To keep a density take another eigensolver, such as "
+                "'davidson'."
+            )
         eigensolver_passes(dft, self.refresh, new_matrices=True)
         if by_itself:
             hold = hold_density(dft)
@@ -284,6 +326,7 @@ class PredictedStart:
             eigensolver_passes(dft, hold, new_matrices=False)
         _set_first_step(dft, calculator.params, FIRST_STEP)
         if self.keep:
+            _warn_of_moments(dft.density, _with_moments(dft.atoms, calculator))
             dft.scf_loop.update_density_and_potential = False
             for name in ("energy", "density", "forces"):
                 dft.scf_loop.convergence.pop(name, None)
@@ -302,6 +345,7 @@ def start_from_density(
     refresh: int | None = None,
     hold: int | None = None,
     moves: Moves = "reuse",
+    any_functional: bool = False,
 ) -> Any:
     """Make a GPAW calculator begin from a predicted density.
 
@@ -329,8 +373,12 @@ def start_from_density(
         refresh passes; and in LCAO mode, where every diagonalisation is exact.
     moves
         When atoms move or the cell changes a little, GPAW moves its wave functions along:
-        ``reuse`` them, as GPAW does, ``predict`` the density all the same, or ``restart`` from a
-        prediction alone.
+        ``reuse`` them, as GPAW does; ``extrapolate``, reuse them and add to the density that was
+        converged last the change that the model predicts; ``predict`` the density all the same; or
+        ``restart`` from a prediction alone.
+    any_functional
+        Allow calculations with another functional than the model's, such as a hybrid from a model
+        of PBE. PAW data sets must be the model's all the same.
 
     Returns
     -------
@@ -340,8 +388,8 @@ def start_from_density(
     ------
     ConfigurationError
         The calculator is none of GPAW's or its version is not supported; the model is of another
-        code, functional or kind of density. Data sets and elements are checked when a geometry
-        begins.
+        code, functional or kind of density; `refresh` or `hold` is no number of passes. Data sets
+        and elements are checked when a geometry begins.
 
     Notes
     -----
@@ -364,20 +412,26 @@ def start_from_density(
     """
     if moves not in get_args(Moves):
         raise ConfigurationError(f"moves={moves!r}: one of {', '.join(get_args(Moves))}.")
+    _check_passes(refresh=refresh, hold=hold)
     if getattr(calculator, "old", False):
         _check_options_of_classic(refresh, hold, moves)
-        check_model(model, _functional_of_classic(calculator))
         _warn_of_missing_matrices(PredictedStart(model, 0, 0, "reuse"))
-        return start_classic(calculator, model)
+        return start_classic(calculator, model, any_functional)
     _check_calculator(calculator)
-    check_model(model, str(calculator.params.xc.name))
-    start = PredictedStart(model, refresh, hold, moves)
+    check_model(model, None if any_functional else functional_of(calculator))
+    start = PredictedStart(model, refresh, hold, moves, any_functional=any_functional)
     _warn_of_missing_matrices(start)
     _warn_of_charge(calculator)
     return _attach(calculator, start)
 
 
-def fixed_density(calculator: Any, model: DensityModel, *, refresh: int | None = None) -> Any:
+def fixed_density(
+    calculator: Any,
+    model: DensityModel,
+    *,
+    refresh: int | None = None,
+    any_functional: bool = False,
+) -> Any:
     """Make a GPAW calculator keep the predicted density: no self-consistency at all.
 
     The wave functions are converged in the potential of the prediction. Eigenvalues, Fermi level,
@@ -389,8 +443,9 @@ def fixed_density(calculator: Any, model: DensityModel, *, refresh: int | None =
     Parameters
     ----------
     calculator
-        What ``GPAW(...)`` of 26.7 or newer returned; it is changed, and returned.
-    model, refresh
+        What ``GPAW(...)`` of 26.7 or newer returned; it is changed, and returned. What it has
+        calculated already, or read from a file, is forgotten.
+    model, refresh, any_functional
         As for :func:`start_from_density`.
 
     Returns
@@ -400,7 +455,8 @@ def fixed_density(calculator: Any, model: DensityModel, *, refresh: int | None =
     Raises
     ------
     ConfigurationError
-        As for :func:`start_from_density`; classic GPAW.
+        As for :func:`start_from_density`; classic GPAW; and when a geometry begins, functionals of
+        the kinetic energy density, and eigensolvers that minimise the energy directly.
 
     Warns
     -----
@@ -408,11 +464,8 @@ def fixed_density(calculator: Any, model: DensityModel, *, refresh: int | None =
         When forces or stresses are asked for: they are those of the self-consistent formula, so
         that their errors are first order in that of the density, about 0.2 eV/Å at 0.2 %.
     """
-    _check_calculator(calculator)
-    check_model(model, str(calculator.params.xc.name))
-    start = PredictedStart(model, refresh, 0, "restart", keep=True)
-    _warn_of_missing_matrices(start)
-    _warn_of_charge(calculator)
+    start = _kept(calculator, model, refresh, any_functional)
+    calculator._dft = None
     return _attach(calculator, start)
 
 
@@ -456,10 +509,9 @@ def all_electron_density(
     """
     from gpaw.densities import Densities
 
-    _check_calculator(calculator)
-    check_model(model, str(calculator.params.xc.name))
-    start = PredictedStart(model, refresh, 0, "restart", keep=True)
-    _warn_of_missing_matrices(start)
+    start = _kept(calculator, model, refresh)
+    if not (isinstance(refinement, int) and refinement > 0):
+        raise ConfigurationError(f"refinement={refinement!r}: 1, 2, 4 or another whole number.")
     if start.refresh:
         dft = start.new_dft(calculator, atoms)
         eigensolver_passes(dft, start.refresh, new_matrices=True)
@@ -593,8 +645,25 @@ def _step(dft: Any, change: Any, change_of_matrices: Any) -> None:
 # -- behind the scenes -------------------------------------------------------------------------
 
 
+def _kept(
+    calculator: Any, model: DensityModel, refresh: int | None, any_functional: bool = False
+) -> PredictedStart:
+    """For a calculator that is not to change the prediction; everything is checked."""
+    _check_passes(refresh=refresh)
+    _check_calculator(calculator)
+    check_model(model, None if any_functional else functional_of(calculator))
+    start = PredictedStart(model, refresh, 0, "restart", keep=True, any_functional=any_functional)
+    _warn_of_missing_matrices(start)
+    _warn_of_charge(calculator)
+    return start
+
+
 def _attach(calculator: Any, start: PredictedStart) -> Any:
     kind = type(calculator)
+    if hasattr(calculator, "predicted_start"):
+        # What began otherwise does not go on, and what was changed before is GPAW's again.
+        calculator._dft = None
+        vars(calculator).pop("calculate_property", None)
     # Its own methods must not keep the calculator alive: GPAW ends its text output with it.
     gpaw = proxy(calculator)
     calculator.predicted_start = start
@@ -605,9 +674,9 @@ def _attach(calculator: Any, start: PredictedStart) -> Any:
     )
 
     def with_other_parameters(**parameters: Any) -> Any:
-        again = PredictedStart(start.model, start.refresh, start.hold, start.moves, keep=start.keep)
+        again = start.afresh()
         other = kind.new(gpaw, **parameters)
-        check_model(start.model, str(other.params.xc.name))
+        check_model(start.model, None if start.any_functional else functional_of(other))
         if "charge" in parameters:
             _warn_of_charge(other)
         return _attach(other, again)
@@ -659,6 +728,22 @@ def _with_moments(atoms: Atoms, calculator: Any) -> Atoms:
     return atoms
 
 
+def _warn_of_moments(density: Any, atoms: Atoms) -> None:
+    """Moments are inputs of models with spin: what comes out should be what went in."""
+    if density.ncomponents != 2:
+        return
+    begun = atoms.get_initial_magnetic_moments()
+    predicted = density.calculate_magnetic_moments()[1][:, 2]
+    a = int(np.argmax(abs(predicted - begun)))
+    if abs(predicted[a] - begun[a]) > MOMENTS_DIFFER:
+        warnings.warn(
+            f"Atom {a} ({atoms.symbols[a]}) begins with a moment of {begun[a]:.2f} μ_B, of which "
+            f"the model makes {predicted[a]:.2f}. Without self-consistency the energy depends on "
+            "that: begin with moments near those of the converged state.",
+            stacklevel=4,
+        )
+
+
 def _warn_of_charge(calculator: Any) -> None:
     if calculator.params.charge:
         warnings.warn(
@@ -676,6 +761,12 @@ def _warn_of_missing_matrices(start: PredictedStart) -> None:
             "or refresh=2.",
             stacklevel=3,
         )
+
+
+def _check_passes(**counts: int | None) -> None:
+    for name, count in counts.items():
+        if count is not None and not (isinstance(count, int) and count >= 0):
+            raise ConfigurationError(f"{name}={count!r}: a number of passes, 0, 1, 2, …")
 
 
 def _check_calculator(calculator: Any) -> None:
@@ -705,8 +796,3 @@ def _check_options_of_classic(refresh: int | None, hold: int | None, moves: Move
             "refresh, hold and moves need GPAW's new code; this is classic GPAW "
             "(legacy_gpaw=True). Leave them out, or leave legacy_gpaw out."
         )
-
-
-def _functional_of_classic(calculator: Any) -> str:
-    xc = calculator.parameters.xc
-    return str(xc.get("name") if isinstance(xc, dict) else getattr(xc, "name", xc))

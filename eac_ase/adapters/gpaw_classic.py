@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import proxy
 
 import numpy as np
 from ase import Atoms
 
 from eac_ase.adapters.gpaw_parallel import predict_once
-from eac_ase.adapters.gpaw_state import DensityModel, channels_of_spin, check_setups
+from eac_ase.adapters.gpaw_state import (
+    DensityModel,
+    channels_of_spin,
+    check_model,
+    check_setups,
+    functional_of,
+)
 from eac_model.errors import ConfigurationError
 
 
-def start_classic(calculator: Any, model: DensityModel) -> Any:
+def start_classic(calculator: Any, model: DensityModel, any_functional: bool = False) -> Any:
     """Make a classic GPAW calculator begin from a predicted density.
 
     Geometries that it begins afresh are predicted; when atoms move it goes on with its own wave
@@ -22,23 +29,35 @@ def start_classic(calculator: Any, model: DensityModel) -> Any:
     ----------
     calculator
         ``GPAW(..., legacy_gpaw=True)``; it is changed, and returned.
-    model
-        As for :func:`eac_ase.adapters.gpaw.start_from_density`, and checked already.
+    model, any_functional
+        As for :func:`eac_ase.adapters.gpaw.start_from_density`.
+
+    Raises
+    ------
+    ConfigurationError
+        The model is of another code, functional or kind of density.
     """
-    initialize = calculator.initialize
+    check_model(model, None if any_functional else functional_of(calculator))
+    kind = type(calculator)
+    # Its own methods must not keep the calculator alive: GPAW ends its text output with it.
+    gpaw = proxy(calculator)
 
     def initialize_with_prediction(atoms: Atoms | None = None, reading: bool = False) -> None:
-        initialize(atoms, reading)
-        density = calculator.density
+        kind.initialize(gpaw, atoms, reading)
+        density = gpaw.density
         superpose = density.initialize_from_atomic_densities
 
         def predict(basis_functions: Any) -> None:
             superpose(basis_functions)
-            _replace(calculator, model)
+            _replace(gpaw, model)
 
         density.initialize_from_atomic_densities = predict
 
+    def with_other_parameters(**parameters: Any) -> Any:
+        return start_classic(kind.new(gpaw, **parameters), model, any_functional)
+
     calculator.initialize = initialize_with_prediction
+    calculator.new = with_other_parameters
     return calculator
 
 

@@ -225,13 +225,21 @@ def _same_moments(first: Atoms, second: Atoms) -> bool:
 # -- does the model fit? -----------------------------------------------------------------------
 
 
-def check_model(model: DensityModel, functional: str) -> None:
+def functional_of(calculator: Any) -> str:
+    """Name of the functional of a calculator of GPAW, new or classic."""
+    if hasattr(calculator, "params"):
+        return str(calculator.params.xc.name)
+    xc = calculator.parameters.xc
+    return str(xc.get("name") if isinstance(xc, dict) else getattr(xc, "name", xc))
+
+
+def check_model(model: DensityModel, functional: str | None) -> None:
     """Refuse models of other densities than those of a calculation.
 
     Parameters
     ----------
     functional
-        Of the calculation, as GPAW names it.
+        Of the calculation, as GPAW names it; None for any.
 
     Raises
     ------
@@ -254,11 +262,12 @@ def check_model(model: DensityModel, functional: str) -> None:
             f"The model {card.name!r} predicts on-site data of {layout.code}; GPAW needs its own "
             "matrices D. Take a model that was trained on GPAW's data."
         )
-    if origin.functional not in ("unknown", functional):
+    if functional is not None and origin.functional not in ("unknown", functional):
         raise ConfigurationError(
             f"Functional: the calculation has xc={functional!r}, the model {card.name!r} predicts "
-            f"{origin.functional} densities, which belong to other PAW data sets, too. Change xc, "
-            "or take another model."
+            f"{origin.functional} densities. Change xc, take another model, or allow it with "
+            "any_functional=True: hybrids with the PAW data sets of PBE start well from densities "
+            "of PBE."
         )
 
 
@@ -337,16 +346,58 @@ def fill_density(density: Any, state: PawState) -> None:
     density
         ``gpaw.new.density.Density``, collinear; changed in place.
     """
+    values, matrices = _arrays(density, state)
+    density.nt_sR.data[:] = values.data
+    density.D_asii.data[:] = matrices.data
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What a prediction lacked of a density that GPAW converged."""
+
+    density: Any
+    """Of ñ, a ``UGArray``, e/Bohr³."""
+    matrices: Any
+    """Of D, ``AtomArrays``."""
+
+    @classmethod
+    def of(cls, density: Any, state: PawState) -> Correction:
+        """What has to be added to the prediction for the structure of a density of ``gpaw.new``."""
+        values, matrices = _arrays(density, state)
+        values.data[:] = density.nt_sR.data - values.data
+        matrices.data[:] = density.D_asii.data - matrices.data
+        return cls(values, matrices)
+
+    def fits(self, density: Any) -> bool:
+        """Whether a density, of another geometry, has its points at the same places in the cell."""
+        return bool(self.density.data.shape == density.nt_sR.data.shape)
+
+    def add_to(self, density: Any) -> None:
+        """Correct a prediction that a density of ``gpaw.new`` holds, for which it `fits`.
+
+        ñ goes with the cell: electrons stay, their density changes with the volume.
+        """
+        old, new = self.density.desc, density.nt_sR.desc
+        density.nt_sR.data += self.density.data * (old.volume / new.volume)
+        # Atoms may have moved to other processes.
+        density.D_asii.data += self.matrices.moved(density.D_asii.layout.atomdist).data
+
+
+def _arrays(density: Any, state: PawState) -> tuple[Any, Any]:
+    """A prediction as ñ and D of a density of ``gpaw.new``, which stays as it is."""
     grid, xp = density.nt_sR.desc, density.nt_sR.xp
     # The grid points of this process; where the density vanishes at the border, the first layer
     # of the cell is no point.
     part = tuple(slice(b, e) for b, e in zip(grid.start_c, grid.end_c, strict=True))
     present = density.nt_sR.to_xp(np).data
     difference = None if state.difference is None else state.difference[part]
-    density.nt_sR.data[:] = xp.asarray(channels_of_spin(state.total[part], difference, present))
+    values = density.nt_sR.copy()
+    values.data[:] = xp.asarray(channels_of_spin(state.total[part], difference, present))
+    matrices = density.D_asii.copy()
     if state.onsite is None:
-        return
-    for a, matrices in density.D_asii.items():
+        return values, matrices
+    for a, of_atom in matrices.items():
         spin = None if state.onsite_difference is None else state.onsite_difference[a]
         present = np.array(density.D_asii.to_xp(np)[a])
-        matrices[:] = xp.asarray(channels_of_spin(state.onsite[a], spin, present))
+        of_atom[:] = xp.asarray(channels_of_spin(state.onsite[a], spin, present))
+    return values, matrices

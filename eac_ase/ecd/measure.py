@@ -7,18 +7,15 @@ calculation, and need its state (:data:`eac_ase.ecd.layout.STATES`).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
-from ase import Atoms
 from ase.units import Ha
 from numpy.typing import ArrayLike
 
 from eac_ase.adapters.gpaw_state import DensityModel, KnownDensity
-from eac_ase.error_estimate import ErrorEstimate
-from eac_ase.grid import DensityGrid
 from eac_model.data import DensitySample
 from eac_model.data.sample import Calculation
 from eac_model.errors import ConfigurationError
@@ -47,30 +44,6 @@ class Spread:
         return f"{self.mean:{form}} ± {self.deviation:{form}}"
 
 
-class OfAnyFunctional:
-    """A model whose density starts calculations of other functionals, too.
-
-    Everything but the functional on its card is the model's: kind of density and PAW data sets
-    are still checked.
-    """
-
-    def __init__(self, model: DensityModel) -> None:
-        self._model = model
-        card = model.card
-        self.card = replace(card, provenance=replace(card.provenance, functional="unknown"))
-        self.network = model.network
-
-    def get_density_grid(
-        self, atoms: Atoms, *, like: DensityGrid, progress: bool | None = None
-    ) -> DensityGrid:
-        """The model's."""
-        return self._model.get_density_grid(atoms, like=like, progress=progress)
-
-    def get_error_estimate(self, atoms: Atoms) -> ErrorEstimate:
-        """The model's."""
-        return self._model.get_error_estimate(atoms)
-
-
 def iterations(sample: DensitySample, model: DensityModel | None) -> int:
     """Iterations to self-consistency with GPAW, passes before the first one counted.
 
@@ -96,7 +69,7 @@ def iterations(sample: DensitySample, model: DensityModel | None) -> int:
     known = calculation_of(sample)
     start: DensityModel = KnownDensity([sample]) if model is None else model
     calculator = GPAW(**known.settings, txt=None)
-    calculator = start_from_density(calculator, OfAnyFunctional(start))
+    calculator = start_from_density(calculator, start, any_functional=True)
     count = sum(1 for _ in calculator.iconverge(sample.atoms.copy()))
     return count + int(calculator.predicted_start.starts[-1].passes)
 
@@ -113,7 +86,7 @@ def predicted_gap(sample: DensitySample, model: DensityModel) -> float:
     from eac_ase.adapters.gpaw import fixed_density
 
     known = calculation_of(sample)
-    calculator = fixed_density(GPAW(**known.settings, txt=None), OfAnyFunctional(model))
+    calculator = fixed_density(GPAW(**known.settings, txt=None), model, any_functional=True)
     for _ in calculator.iconverge(sample.atoms.copy()):
         pass
     eigenvalues, occupations = calculator.dft.ibzwfs.get_all_eigs_and_occs()

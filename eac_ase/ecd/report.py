@@ -44,11 +44,12 @@ def summary(task: EcdTask, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any
 
 
 def _densities(rows: Sequence[dict[str, Any]]) -> dict[str, Spread | None]:
-    counted = [row for row in rows if row.get("achieved") is not None]
+    begun = [row for row in rows if "achieved" in row]
+    converged = [row for row in begun if row["achieved"] is not None]
     return {
         "nmae_percent": Spread.of([row["nmae_percent"] for row in rows]),
-        "achieved_ratio": Spread.of([row["achieved"] / row["default"] for row in counted]),
-        "optimal_ratio": Spread.of([row["optimal"] / row["default"] for row in counted]),
+        "achieved_ratio": Spread.of([row["achieved"] / row["default"] for row in converged]),
+        "optimal_ratio": Spread.of([row["optimal"] / row["default"] for row in begun]),
     }
 
 
@@ -80,14 +81,13 @@ def table(contents: Sequence[dict[str, Any]]) -> str:
                 densities.append(
                     f"{start}| {content['tested_on']}, {row['nmae_percent']['count']} | "
                     f"{_text(row, 'nmae_percent', '.2f')} | {_text(row, 'achieved_ratio')} | "
-                    f"{_text(row, 'optimal_ratio')} | "
-                    f"{row.get('optimal_ratio', {}).get('count', '–')} |"
+                    f"{_text(row, 'optimal_ratio')} | {_converged(row)} |"
                 )
     lines = []
     if densities:
         lines += [
             "| task | model | trained on | tested on | ε_mae / % | achieved ratio | optimal ratio "
-            "| of |",
+            "| converged |",
             "|---|---|---|---|---|---|---|---|",
             *densities,
         ]
@@ -104,3 +104,9 @@ def table(contents: Sequence[dict[str, Any]]) -> str:
 
 def _text(row: dict[str, Any], name: str, form: str = ".3f") -> str:
     return Spread(**row[name]).text(form) if name in row else "–"
+
+
+def _converged(row: dict[str, Any]) -> str:
+    """How many of the structures that were begun from predictions converged."""
+    begun = row.get("optimal_ratio", {}).get("count", 0)
+    return f"{begun - row.get('failed', 0)} of {begun}" if begun else "–"

@@ -113,14 +113,15 @@ def run_task(
     Raises
     ------
     ConfigurationError
-        The data lack what the task needs, a model or a configuration is missing, or another
-        process works in the folder.
+        The data lack what the task needs, a model or a configuration is missing, the folder has
+        measurements of other data, or another process works in it.
     DensityFileError
         A density cannot be read.
     """
     directory = Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     with alone(directory / ".lock", f"{directory}: another run is working in this folder."):
+        _remember_data(Path(data).absolute(), directory / "data.txt")
         models = _models(task, Path(data), directory, budget, model, progress)
         results = Results(directory / "results.jsonl")
         if task.measures == "gap":
@@ -139,6 +140,17 @@ def run_task(
     write_bytes(directory / f"{task.name}.json", text.encode())
     write_bytes(directory / f"{task.name}.md", table([content]).encode())
     return content
+
+
+def _remember_data(data: Path, known: Path) -> None:
+    """Results are known by the names of structures: those of one folder of data go together."""
+    if not known.exists():
+        write_bytes(known, f"{data}\n".encode())
+    if (before := known.read_text().strip()) != str(data):
+        raise ConfigurationError(
+            f"The results in {known.parent} are of the data in {before}, not of {data}. Choose "
+            f"another folder (--output), or delete {known.name} in it if the data only moved."
+        )
 
 
 class Results:

@@ -67,7 +67,7 @@ def test_ratios_are_means_of_ratios_and_failures_are_counted_apart():
     assert found["nmae_percent"]["deviation"] == pytest.approx(1.0)
     assert found["achieved_ratio"]["mean"] == pytest.approx(0.7)
     assert found["achieved_ratio"]["count"] == 2
-    assert found["optimal_ratio"]["mean"] == pytest.approx(0.5)
+    assert found["optimal_ratio"]["mean"] == pytest.approx(1.6 / 3)
     assert found["failed"] == 1
 
 

@@ -208,6 +208,12 @@ def test_changed_training_data_are_noticed(finished, data, tmp_path):
         split.write_text(content)
 
 
+def test_a_folder_of_results_is_of_one_folder_of_data(finished, data, tmp_path):
+    (tmp_path / "others").symlink_to(data)
+    with pytest.raises(ConfigurationError, match="not of .*others"):
+        run_task(TASKS["PBE-id"], tmp_path / "others", finished, Budget(training=configuration()))
+
+
 def test_the_command_prints_the_table(finished, data, tmp_path):
     model = finished / "models" / "pbe" / "model.safetensors"
     arguments = ["benchmark", "ecd", "MP-id", "--data", data, "-o", tmp_path, "--model", model]
