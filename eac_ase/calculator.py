@@ -22,6 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from eac_ase.charge import stated_charge
 from eac_ase.error_estimate import ErrorEstimate, estimate_error
+from eac_ase.formats import density_format
 from eac_ase.grid import DensityGrid
 from eac_ase.progress import progress_bar
 from eac_model.checkpoint import ModelCard, load_model
@@ -77,7 +78,7 @@ class EACDensity(BaseCalculator):
         None takes :func:`~eac_model.registry.default_model`: ``eac-pbe`` where it is bundled,
         else ``water-scan``.
     device
-        ``"cpu"``, ``"cuda"``, …; None takes the GPU if there is one (a network stays where it is).
+        ``"cpu"`` or ``"cuda"``; None takes the GPU if there is one (a network stays where it is).
         Several, ``["cuda:0", "cuda:1"]``, share the points of a grid; descriptors are computed on
         the first.
     dtype
@@ -86,7 +87,8 @@ class EACDensity(BaseCalculator):
         Scale the density of every structure to its exact number of electrons: the sum of the
         valence electrons in the model's card, minus ``atoms.info["charge"]`` if it is set. One
         factor a structure, the same for points, grids, charges and moments; grids of fully
-        periodic structures are scaled once more, so that their own sum is exact.
+        periodic structures are scaled once more, so that their own sum is exact. Pseudo densities
+        do not integrate to a number of electrons and cannot be scaled.
 
     Notes
     -----
@@ -107,6 +109,13 @@ class EACDensity(BaseCalculator):
     Along open directions grids cover the cell if there is one and all atoms are :data:`CLEARANCE`
     or more inside of it; otherwise a box that ends where the outermost atoms' contributions end
     (``network.config.point_cutoff``), with ``origin`` at its corner.
+
+    Raises
+    ------
+    ModelFileError
+        There is no such model, or the file is no model file.
+    ase.calculators.calculator.CalculatorSetupError
+        There is no such device, the type is no floating-point type, or the model cannot normalise.
 
     Examples
     --------
@@ -261,8 +270,19 @@ class EACDensity(BaseCalculator):
         Returns
         -------
         numpy.ndarray
-            e/Å³, shape (n,), or (n, n_atoms) for ``contributions``. Exactly 0 where no atom is
+            e/Å³, shape (…), or (…, n_atoms) for ``contributions``. Exactly 0 where no atom is
             within the model's cutoff.
+
+        Raises
+        ------
+        GridError
+            Points of another shape, or that are not finite.
+        UnknownElementError
+            The model has not learned an element.
+        ase.calculators.calculator.PropertyNotImplementedError
+            ``contributions`` of a network that has none.
+        ase.calculators.calculator.CalculatorSetupError
+            No structure is known yet.
         """
         return self._at(points, atoms, contributions).sum(axis=0)
 
@@ -294,14 +314,14 @@ class EACDensity(BaseCalculator):
         resample_from
             Å. Evaluate the density of a crystal on a grid of this (larger) spacing, and take the
             other points from its Fourier series. Faster for fine grids, and approximate:
-            components beyond the coarse grid's Nyquist frequency are lost. For water-scan from
-            0.1 to 0.05 Å, see docs/performance.md.
+            components beyond the coarse grid's Nyquist frequency are lost (documentation, page
+            Performance).
         band_limited
             Of a crystal and a model with the linear decoder: keep the plane waves that the grid
             can hold and drop the others, instead of taking the density at the points. The sum is
             then the exact integral, wherever atoms sit between points, and small cells are
             faster; but plane-wave codes take their densities at points, too, and models follow
-            them there (docs/performance.md).
+            them there (documentation, page Performance).
 
         Returns
         -------
@@ -312,7 +332,10 @@ class EACDensity(BaseCalculator):
         Raises
         ------
         GridError
+            More than one of ``shape``, ``spacing`` and ``like``, or one that makes no grid;
             ``resample_from`` or ``band_limited`` for a grid that is not that of a crystal's cell.
+        UnknownElementError
+            The model has not learned an element.
         ConfigurationError
             ``band_limited`` for a model with another decoder.
         """
@@ -389,9 +412,9 @@ class EACDensity(BaseCalculator):
         Parameters
         ----------
         path
-            ``*.h5``, ``*.cube``, or anything else for a CHGCAR file (``.gz``: gzipped). On-site
-            data are written as :meth:`DensityGrid.write` does. Several are written from one
-            evaluation.
+            ``*.h5``, ``*.cube``, or for a CHGCAR ``CHGCAR*``, ``*.chgcar``, ``*.vasp``, also with
+            ``.gz``. On-site data are written as :meth:`DensityGrid.write` does. Several are written
+            from one evaluation.
         shape, spacing, progress
             As in :meth:`get_density_grid`.
         memory
@@ -405,7 +428,8 @@ class EACDensity(BaseCalculator):
         Raises
         ------
         GridError
-            The shape is none, the disk has not enough room, or there are no electrons to scale.
+            The name or the shape will not do, the disk has not enough room, or there are no
+            electrons to scale.
 
         Notes
         -----
@@ -416,6 +440,12 @@ class EACDensity(BaseCalculator):
         :meth:`get_augmentation`, and the density of a fully periodic structure is scaled when all
         of it is known, so that the sum of the file is exact, as :meth:`get_density_grid` does.
         """
+        for one in [path] if isinstance(path, (str, Path)) else path:
+            if density_format(Path(one)) == "xsf":
+                raise GridError(
+                    f"{one}: XSF is not written piece by piece. Take *.cube, *.h5 or a CHGCAR, or "
+                    "get_density_grid(...).write(path)."
+                )
         given = atoms = self._structure(atoms)
         cell, origin, shape = self._lattice(atoms, shape, spacing, None)
         if origin.any() or not np.array_equal(cell, atoms.cell.array):
@@ -489,7 +519,19 @@ class EACDensity(BaseCalculator):
         shape: Shape | None = None,
         spacing: float | None = None,
     ) -> NDArray[np.floating]:
-        """ρ↑ − ρ↓, e/Å³ (μ_B/Å³), at points (…, 3) in Å, or on the grid of that shape or spacing.
+        """Spin density ρ↑ − ρ↓.
+
+        Parameters
+        ----------
+        points
+            Cartesian positions, Å, shape (…, 3).
+        shape, spacing
+            Of a grid, as for :meth:`get_density_grid`, where there are no points.
+
+        Returns
+        -------
+        numpy.ndarray
+            e/Å³, which is μ_B/Å³: shape (…) for points, else (n1, n2, n3).
 
         Raises
         ------
@@ -549,7 +591,11 @@ class EACDensity(BaseCalculator):
         return self._grid(atoms, channels, cell, origin)
 
     def get_number_of_electrons(self, atoms: Atoms | None = None) -> float:
-        """Number of electrons of the predicted density, ∫ρ dr over the cell (or all space)."""
+        """∫ρ dr of the predicted density over the cell (or all space).
+
+        Of pseudo densities this is ∫ñ, and not a number of electrons: take
+        ``partition().electrons``.
+        """
         return float(self._integrate(self._structure(atoms))[0].sum())
 
     def partition(
@@ -585,7 +631,8 @@ class EACDensity(BaseCalculator):
         Raises
         ------
         AnalysisError
-            The density does not suit the scheme; the message says what is missing.
+            The density does not suit the scheme, or what the scheme needs is not installed: GPAW
+            for pseudo densities, baderkit for ``bader``. The message says what is missing.
         ase.calculators.calculator.PropertyNotImplementedError
             ``eac``, of a network without contributions.
         """
@@ -980,6 +1027,8 @@ def _devices(
         return []
     devices = [device] if isinstance(device, (str, torch.device)) else list(device)
     for wanted in devices:
+        if torch.device(wanted).type not in ("cpu", "cuda"):
+            raise CalculatorSetupError(f"device={str(wanted)!r}: 'cpu', 'cuda' or 'cuda:1'.")
         if torch.device(wanted).type == "cuda" and not torch.cuda.is_available():
             raise CalculatorSetupError(
                 f"device={str(wanted)!r}: torch finds no GPU here. Leave the device out, or "

@@ -90,10 +90,11 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     Raises
     ------
     ConfigurationError
-        The file cannot be read, or is something else.
+        The file cannot be read, is something else, or says a key twice.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+        content = yaml.load(text, Loader=_EveryKeyOnce)  # a safe loader
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path}: cannot be read ({error}).") from error
     except yaml.YAMLError as error:
@@ -101,3 +102,17 @@ def read_mapping(path: str | Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ConfigurationError(f"{path}: this is no mapping of keys to values.")
     return content
+
+
+class _EveryKeyOnce(yaml.SafeLoader):
+    """YAML's loader takes the last of several equal keys, and drops the others in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:str" and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice: merge them", key.start_mark
+                )
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)

@@ -298,8 +298,9 @@ class PredictedStart:
         if dft.pot_calc.xc.exx_fraction:
             # GPAW takes the first wave functions of a hybrid from PBE's potential.
             _update_potential(dft)
+        direct = _minimises_directly(dft.scf_loop.eigensolver)
         # A refresh has improved the wave functions already; in LCAO mode they are exact at once.
-        iterative = dft.ibzwfs.mode != "lcao" and not dft.scf_loop.eigensolver.direct
+        iterative = dft.ibzwfs.mode != "lcao" and not direct
         error = self._expected_error
         # Expected errors are those of the total density.
         good = error is None or (error < HOLD_BELOW and dft.density.ncomponents == 1)
@@ -307,17 +308,11 @@ class PredictedStart:
         good = good and dft.pot_calc.xc.type != "MGGA"
         by_itself = self.hold is None and iterative and not (self.refresh or self.keep) and good
         hold = self.hold or 0
-        if dft.scf_loop.eigensolver.direct and self.refresh + hold:
+        if direct and (self.refresh + hold or self.keep):
             raise ConfigurationError(
-                "refresh and hold need an eigensolver that leaves the density alone; "
-                f"{type(dft.scf_loop.eigensolver).__name__} minimises the energy directly. Set "
-                "both to 0."
-            )
-        if dft.scf_loop.eigensolver.direct and self.keep:
-            raise ConfigurationError(
-                f"{type(dft.scf_loop.eigensolver).__name__} minimises the energy directly, with "
-                "densities of its own. To keep a density take another eigensolver, such as "
-                "'davidson'."
+                "fixed_density, refresh and hold need an eigensolver that leaves the density "
+                f"alone; {type(dft.scf_loop.eigensolver).__name__} minimises the energy directly. "
+                "Take another one, such as 'davidson', or set both to 0."
             )
         eigensolver_passes(dft, self.refresh, new_matrices=True)
         if by_itself:
@@ -698,6 +693,12 @@ def _with_warning(name: str, value: Any) -> Any:
             stacklevel=4,
         )
     return value
+
+
+def _minimises_directly(eigensolver: Any) -> bool:
+    from gpaw.new.pwfd.diropt import DirOptPWFD
+
+    return isinstance(eigensolver, DirOptPWFD)
 
 
 def _update_potential(dft: Any) -> None:

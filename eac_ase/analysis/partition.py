@@ -94,7 +94,8 @@ class Partition:
     """The density that was divided, and the one that decided how."""
     error: float
     """Error of the populations that comes from their integration, electrons, as far as it is known:
-    0 for closed forms, NaN for sums on a grid."""
+    0 for closed forms; the last change as its grid was refined, for `eac` without one; NaN for the
+    other schemes."""
     remarks: tuple[str, ...] = ()
     """What should be known beside."""
 

@@ -90,7 +90,10 @@ def partition(
         float | None, typer.Option(help="Charge of the cell, e (default 0, or the structure's).")
     ] = None,
     spacing: Annotated[
-        float | None, typer.Option(help="Distance of a model's grid points, Å (default 0.08).")
+        float | None,
+        typer.Option(
+            help="Distance of a model's grid points, Å (default 0.08; pseudo densities 0.12)."
+        ),
     ] = None,
     normalize: Annotated[
         bool, typer.Option(help="Scale to the exact number of electrons, where it is known.")

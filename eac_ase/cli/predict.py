@@ -96,7 +96,11 @@ def predict(
         ),
     ] = None,
     normalize: Annotated[
-        bool, typer.Option("--normalize", help="Scale to the exact number of electrons.")
+        bool,
+        typer.Option(
+            "--normalize",
+            help="Scale to the exact number of electrons; not for pseudo densities (eac-pbe).",
+        ),
     ] = False,
     memory: Annotated[
         float,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from ase.build import molecule
+from ase.calculators.calculator import CalculatorSetupError
 from ase.io import read
 
 from eac_ase import DensityGrid, EACDensity
@@ -173,3 +174,15 @@ def test_what_may_become_the_file_lies_on_its_disk(structure, model_file, tmp_pa
     EACDensity(model_file, device="cpu").write_density(targets, read(structure), shape=(4, 4, 4))
     assert [path.parent for path, _ in moves] == [tmp_path / "elsewhere"]
     assert all(target.exists() for target in targets)
+
+
+def test_formats_that_are_not_written_in_pieces_are_refused_by_name(calculator, crystal, tmp_path):
+    for name in ("rho.xsf", "rho.txt"):
+        with pytest.raises(GridError, match=name):
+            calculator.write_density(tmp_path / name, crystal)
+    assert not list(tmp_path.iterdir())
+
+
+def test_devices_that_are_not_supported_are_named(model_file):
+    with pytest.raises(CalculatorSetupError, match="'mps'"):
+        EACDensity(model_file, device="mps")

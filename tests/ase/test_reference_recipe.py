@@ -109,6 +109,9 @@ def test_two_entries_of_one_name_and_no_yaml_are_refused(tmp_path):
     path.write_text("structures: [")
     with pytest.raises(ConfigurationError, match="not YAML"):
         Recipe.from_yaml(path)
+    path.write_text("seed: 1\nstructures: []\nseed: 2\n")
+    with pytest.raises(ConfigurationError, match="'seed' is there twice"):
+        Recipe.from_yaml(path)
     with pytest.raises(ConfigurationError, match="cannot be read"):
         Recipe.from_yaml(tmp_path / "absent.yaml")
 

@@ -210,7 +210,7 @@ def test_changed_training_data_are_noticed(finished, data, tmp_path):
 
 def test_a_folder_of_results_is_of_one_folder_of_data(finished, data, tmp_path):
     (tmp_path / "others").symlink_to(data)
-    with pytest.raises(ConfigurationError, match="not of .*others"):
+    with pytest.raises(ConfigurationError, match=r"not of .*others"):
         run_task(TASKS["PBE-id"], tmp_path / "others", finished, Budget(training=configuration()))
 
 

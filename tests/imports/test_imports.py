@@ -308,6 +308,7 @@ def test_the_command_writes_a_model_file(tmp_path):
     target = tmp_path / "mine.safetensors"
     command = ["models", "import", str(DATA / "eac_net_spin.pt"), "-o", str(target)]
     options = ["--elements", "O,H Si", "--functional", "PBE", "--licence", "MIT"]
+    options += ["--valence", "H 1 O 6, Si=4"]
     result = CliRunner().invoke(app, [*command, *options])
     assert result.exit_code == 0, result.output
     assert "mine.safetensors" in result.output.replace("\n", "")
@@ -316,12 +317,13 @@ def test_the_command_writes_a_model_file(tmp_path):
     assert card.name == "mine"
     assert card.elements == ("H", "O", "Si")
     assert (card.provenance.functional, card.licence) == ("PBE", "MIT")
+    assert card.valence_electrons == {"H": 1.0, "O": 6.0, "Si": 4.0}
     known, _ = imported("eac_net_spin")
     assert torch.equal(network.embed.weight, known.embed.weight)
     shown = CliRunner().invoke(app, ["models", str(target), "--json"])
     assert json.loads(shown.stdout)["name"] == "mine"
-    refused = CliRunner().invoke(app, [*command, "--elements", "Xx"])
-    assert refused.exit_code == 2
+    for wrong in (["--elements", "Xx"], ["--valence", "H O 6"], ["-o", "mine.txt"]):
+        assert CliRunner().invoke(app, [*command, *wrong]).exit_code == 2
 
 
 def test_models_takes_names_options_and_commands():

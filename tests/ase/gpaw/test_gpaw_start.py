@@ -317,7 +317,7 @@ def test_models_without_matrices_get_refresh_passes_or_a_warning(silicon):
 # -- more than one geometry --------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("moves", ["reuse", "predict", "restart"])
+@pytest.mark.parametrize("moves", ["reuse", "extrapolate", "predict", "restart"])
 def test_relaxations_go_on(moves):
     """An untrained network: whatever it predicts, GPAW finds the same forces."""
     parameters = {
@@ -335,6 +335,45 @@ def test_relaxations_go_on(moves):
     starts = atoms.calc.predicted_start.starts
     assert [start.predicted for start in starts] == [True] + [moves != "reuse"] * 2
     assert [start.kind for start in starts[1:]] == ["new" if moves == "restart" else "moved"] * 2
+
+
+@pytest.mark.parametrize("change", ["moved", "strained"])
+def test_errors_that_structures_share_are_not_extrapolated(silicon, change):
+    """What a model lacks of one converged geometry is added to its prediction of the next one."""
+    after = silicon.atoms.copy()
+    if change == "moved":
+        after.rattle(0.03, seed=2)
+    else:
+        after.set_cell(after.cell * 1.01, scale_atoms=True)
+    following = calculate(after, SILICON, "silicon/1")
+    lacking = 0.1 * (silicon.free_atoms.density - silicon.density)
+    samples = [
+        replace(
+            sample,
+            density=sample.density
+            + lacking * silicon.atoms.get_volume() / sample.atoms.get_volume(),
+            onsite=tuple(matrix + 0.1 * np.eye(len(matrix)) for matrix in sample.onsite),
+        )
+        for sample in (silicon, following)
+    ]
+    errors = {}
+    for moves in ("predict", "extrapolate"):
+        model = KnownDensity(samples)
+        calculator = start_from_density(gpaw_for(silicon), model, hold=0, moves=moves)
+        energy_and_iterations(silicon.atoms, calculator)
+        begin = (
+            calculator.move_atoms
+            if change == "moved"
+            else calculator.create_new_calculation_from_old
+        )
+        begin(after)
+        density = calculator.dft.density.nt_sR.data[0] / Bohr**3
+        wrong = abs(density - following.density).sum() / following.density.sum()
+        errors[moves] = wrong
+        matrices = [np.array(d[0]) for d in calculator.dft.density.D_asii.values()]
+        off = max(abs(m - x).max() for m, x in zip(matrices, following.onsite, strict=True))
+        assert off < 1e-3 if moves == "extrapolate" else off > 0.05
+    assert errors["extrapolate"] < 1e-3 < 5e-3 < errors["predict"]
 
 
 def test_other_cells_and_other_elements_are_predicted_again(tmp_path):
@@ -400,6 +439,58 @@ def test_fixed_densities_give_bands_and_the_harris_foulkes_energy(silicon):
     path = calculator.fixed_density(kpts={"path": "GX", "npoints": 3}, symmetry="off", txt=None)
     assert path.band_structure().energies.shape[:2] == (1, 3)
     assert np.isfinite(calculator.dos().raw_dos([0.0, 1.0])).all()
+
+
+def test_a_calculator_forgets_what_it_did_before(silicon):
+    """Between self-consistent runs and held densities, in both directions."""
+    model = KnownDensity([free_atoms(silicon)])
+    converged = silicon.calculation.energy
+    calculator = gpaw_for(silicon)
+    energy, _ = energy_and_iterations(silicon.atoms, calculator)
+    assert energy == pytest.approx(converged, abs=1e-5)
+    kept, _ = energy_and_iterations(silicon.atoms, fixed_density(calculator, model))
+    assert [start.predicted for start in calculator.predicted_start.starts] == [True]
+    assert abs(kept - converged) > 1e-3
+    again, _ = energy_and_iterations(silicon.atoms, start_from_density(calculator, model))
+    assert again == pytest.approx(converged, abs=1e-5)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        calculator.get_forces(calculator.atoms)
+
+
+def test_eigensolvers_with_densities_of_their_own_keep_none():
+    atoms, model = hydrogen(), tiny_model()
+    parameters = {"mode": {"name": "pw", "ecut": 150}, "xc": "PBE", "symmetry": "off", "txt": None}
+
+    def direct():
+        return GPAW(**parameters, eigensolver="etdm-fdpw")
+
+    for calculator in (fixed_density(direct(), model), start_from_density(direct(), model, hold=1)):
+        with pytest.raises(ConfigurationError, match="minimises the energy directly"):
+            calculator.create_new_calculation(atoms)
+    calculator = start_from_density(direct(), model)
+    calculator.create_new_calculation(atoms)
+    assert calculator.predicted_start.starts[0].passes == 0
+
+
+def test_other_moments_than_the_initial_ones_are_remarked_on(oxygen):
+    atoms = oxygen.atoms.copy()
+    atoms.set_initial_magnetic_moments([3.0, 3.0])
+    calculator = fixed_density(gpaw_for(oxygen), KnownDensity([replace(oxygen, atoms=atoms)]))
+    with pytest.warns(UserWarning, match=r"begins with a moment of 3\.00 μ_B"):
+        calculator.create_new_calculation(atoms)
+
+
+def test_hybrids_may_start_from_densities_of_pbe(silicon):
+    model = KnownDensity([silicon])
+    hybrid = gpaw_for(silicon, xc="PBE0")
+    with pytest.raises(ConfigurationError, match="any_functional=True"):
+        start_from_density(hybrid, model)
+    start_from_density(hybrid, model, any_functional=True).create_new_calculation(silicon.atoms)
+    assert hybrid.predicted_start.starts[0].predicted
+    other = start_from_density(gpaw_for(silicon, xc="LDA"), model, any_functional=True)
+    with pytest.raises(ConfigurationError, match=r"Projectors|data set"):
+        other.create_new_calculation(silicon.atoms)
 
 
 def test_fixed_densities_are_predicted_anew_when_atoms_move():
@@ -514,8 +605,14 @@ def test_other_calculators_and_options_are_refused(silicon):
     model = KnownDensity([silicon])
     with pytest.raises(ConfigurationError, match="EMT is no calculator of GPAW"):
         start_from_density(EMT(), model)
-    with pytest.raises(ConfigurationError, match="one of reuse, predict, restart"):
+    with pytest.raises(ConfigurationError, match="one of reuse, extrapolate, predict, restart"):
         start_from_density(gpaw_for(silicon), model, moves="never")
+    for wrong in ({"refresh": -1}, {"hold": 1.5}):
+        with pytest.raises(ConfigurationError, match="a number of passes"):
+            start_from_density(gpaw_for(silicon), model, **wrong)
+    for refinement in (0, 1.5):
+        with pytest.raises(ConfigurationError, match=f"refinement={refinement}"):
+            all_electron_density(gpaw_for(silicon), model, silicon.atoms, refinement=refinement)
     classic = gpaw_for(silicon, legacy_gpaw=True)
     with pytest.raises(ConfigurationError, match="new code"):
         start_from_density(classic, model, hold=2)
@@ -530,11 +627,27 @@ def test_other_calculators_and_options_are_refused(silicon):
 
 
 def test_charged_cells_are_warned_of(silicon):
+    model = KnownDensity([silicon])
     with pytest.warns(UserWarning, match=r"charge \+1"):
-        start_from_density(gpaw_for(silicon, charge=1.0), KnownDensity([silicon]))
+        start_from_density(gpaw_for(silicon, charge=1.0), model)
+    with pytest.warns(UserWarning, match=r"charge \+1"):
+        all_electron_density(gpaw_for(silicon, charge=1.0), model, silicon.atoms)
 
 
 # -- classic GPAW ------------------------------------------------------------------------------
+
+
+def test_classic_gpaw_with_other_parameters_predicts_too(silicon, tmp_path):
+    classic = gpaw_for(silicon, legacy_gpaw=True, txt=None)
+    first = start_from_density(classic, KnownDensity([silicon]))
+    text = tmp_path / "gpaw.txt"
+    calculator = first.new(txt=str(text))
+    calculator.initialize(silicon.atoms)
+    calculator.set_positions(silicon.atoms)
+    calculator.log.fd.flush()
+    assert text.read_text().count("Density predicted by the model") == 1
+    with pytest.raises(ConfigurationError, match="xc='LDA'"):
+        first.new(xc="LDA")
 
 
 def test_classic_gpaw_runs_as_by_itself_from_its_own_arrays(silicon):

@@ -47,7 +47,7 @@ MOLECULE = {
     "convergence": {"density": 1e-4, "eigenstates": 1e-6},
     "txt": None,
 }
-MOVES = ["reuse", "predict", "restart"]
+MOVES = ["reuse", "extrapolate", "predict", "restart"]
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def plain_equation_of_state():
     return equation_of_state(crystal_calculator())
 
 
-@pytest.mark.parametrize("moves", ["reuse", "predict"])
+@pytest.mark.parametrize("moves", ["reuse", "extrapolate", "predict"])
 def test_equations_of_state_are_gpaw_s(moves, silicon_model, plain_equation_of_state):
     calculator = start_from_density(crystal_calculator(), silicon_model, moves=moves)
     energies, (volume, _, modulus) = equation_of_state(calculator)
