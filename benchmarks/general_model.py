@@ -48,7 +48,7 @@ from eac_model.registry import find_model
 from eac_model.training.calibration import nearest_atoms
 
 FAMILIES: dict[str, tuple[str, ...]] = {
-    "elements": ("elements", "boron", "carbon"),
+    "elements": ("elements", "boron", "carbon", "al", "mg"),
     "binaries": (
         *("rocksalt", "zincblende", "wurtzite", "caesium-chloride", "fluorite", "antifluorite"),
         *("rutile", "layered", "cuprite", "pyrite", "corundum", "quartz", "pairs", "cdi2"),
@@ -60,7 +60,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
     "ternaries": ("perovskite", "half-heusler", "chalcopyrite"),
     "alloys": (
         *("alloy", "al-mg", "alloys-of-any", "alloys-of-chromium", "alloys-of-manganese"),
-        *("alloys-of-iron", "alloys-of-cobalt", "alloys-of-nickel"),
+        *("alloys-of-iron", "alloys-of-cobalt", "alloys-of-nickel", "ordered"),
     ),
     "zero-shot alloys": ("alloys",),
     "magnets": (
@@ -72,7 +72,7 @@ FAMILIES: dict[str, tuple[str, ...]] = {
         *("vacancy-7", "vacancy-15"),
     ),
     "surfaces": ("slab",),
-    "defects": ("vacancies",),
+    "defects": ("vacancies", "al-vacancy"),
     "molecules": ("molecules", "radicals"),
     "water": ("water", "monomer", "cluster", "liquid"),
 }
@@ -548,7 +548,7 @@ def data_table(train: list[DensityStore], test: list[dict[str, Any]]) -> str:
     ]
     totals = (counts.total(), atoms.total(), of_test.total())
     return table(
-        ["family", "training structures", "their atoms", "test structures"],
+        ["family", "calculated to train on", "their atoms", "test structures"],
         [*lines, ["all", *map(str, totals)]],
     )
 
@@ -596,10 +596,14 @@ def page(
     rows = content["structures"]
     refused = [label(row) for row in rows if "refused" in row]
     model = content["model"]
+    training = model["training"]
+    learned = f"{training.get('structures', '–')} structures"
+    if of_models := training.get("predicted_structures"):
+        learned += f", {of_models} of them with densities that an earlier version predicted"
     parts = [
         f"`{model['name']}`: {len(model['elements'])} elements, {model['parameters']:,} parameters "
-        f"({model['megabytes']:.1f} MB), trained on {model['training'].get('structures', '–')} "
-        f"structures. ε_mae of {len(predicted(rows))} held-out structures: "
+        f"({model['megabytes']:.1f} MB), trained on {learned}. ε_mae of "
+        f"{len(predicted(rows))} held-out structures: "
         f"median {number(values_of(predicted(rows), 'nmae'))} %, "
         f"mean {number(values_of(predicted(rows), 'nmae'), np.mean)} %.\n"
     ]

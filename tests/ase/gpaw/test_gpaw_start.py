@@ -396,8 +396,8 @@ def test_other_cells_and_other_elements_are_predicted_again(tmp_path):
     atoms.get_potential_energy()
     starts = calculator.predicted_start.starts
     assert [start.kind for start in starts] == ["new", "new cell", "new", "new"]
-    assert [start.predicted for start in starts] == [True, False, True, True]
-    assert text.read_text().count("Density: predicted by the model") == 3
+    assert [start.predicted for start in starts] == [True, True, True, True]
+    assert text.read_text().count("Density: predicted by the model") == 4
 
 
 def test_a_calculator_with_other_parameters_predicts_too(silicon):
