@@ -58,9 +58,9 @@ density that follows from them, as GPAW does; ``extrapolate``, reuse the wave fu
 the last density the change that the model predicts; ``predict`` the density and reuse the wave
 functions; or ``restart`` from a prediction alone.
 
-``extrapolate`` takes a fifth fewer iterations than ``reuse`` in chains of random steps and volumes
-(Si₂, GaAs, H₂O, Fe₂; docs, page GPAW). It is the default for models with matrices D; others need
-passes for D at every geometry, and ``reuse``."""
+``extrapolate`` takes a sixth fewer iterations than ``reuse`` in chains of random steps and volumes
+(Si₂, GaAs, Fe₂; as many in H₂O; docs, page GPAW). It is the default for models with matrices D;
+others need passes for D at every geometry, and ``reuse``."""
 
 REFRESH_WITHOUT_ONSITE = 2
 """Refresh passes for models without matrices D."""
