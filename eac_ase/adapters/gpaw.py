@@ -206,11 +206,11 @@ class PredictedStart:
     def _correction(self, calculator: Any) -> Correction | None:
         """What the prediction of the last geometry lacked; None where it says nothing."""
         dft, state = calculator.dft, self._state
-        if not dft.scf_loop.niter:
-            return None
-        if state is None:  # GPAW's state came from a file.
+        if state is None:  # What there is came from a file, or from GPAW before this was attached.
             atoms = _with_moments(calculator.atoms, calculator)
             state = self._predict(atoms, dft.density, calculator.comm)
+        elif not dft.scf_loop.niter:
+            return None
         return None if self._declined else Correction.of(dft.density, state)
 
     def new_density(self, calculator: Any, atoms: Atoms) -> tuple[Any, Any, Any]:

@@ -337,11 +337,11 @@ def test_relaxations_go_on(moves):
     assert [start.kind for start in starts[1:]] == ["new" if moves == "restart" else "moved"] * 2
 
 
-@pytest.mark.parametrize("change", ["moved", "strained"])
-def test_errors_that_structures_share_are_not_extrapolated(silicon, change):
+@pytest.mark.parametrize("change", ["moved", "strained", "read"])
+def test_errors_that_structures_share_are_not_extrapolated(silicon, change, tmp_path):
     """What a model lacks of one converged geometry is added to its prediction of the next one."""
     after = silicon.atoms.copy()
-    if change == "moved":
+    if change != "strained":
         after.rattle(0.03, seed=2)
     else:
         after.set_cell(after.cell * 1.01, scale_atoms=True)
@@ -361,10 +361,14 @@ def test_errors_that_structures_share_are_not_extrapolated(silicon, change):
         model = KnownDensity(samples)
         calculator = start_from_density(gpaw_for(silicon), model, hold=0, moves=moves)
         energy_and_iterations(silicon.atoms, calculator)
+        if change == "read":
+            calculator.write(tmp_path / "silicon.gpw", mode="all")
+            read = GPAW(tmp_path / "silicon.gpw", txt=None)
+            calculator = start_from_density(read, model, hold=0, moves=moves)
         begin = (
-            calculator.move_atoms
-            if change == "moved"
-            else calculator.create_new_calculation_from_old
+            calculator.create_new_calculation_from_old
+            if change == "strained"
+            else calculator.move_atoms
         )
         begin(after)
         density = calculator.dft.density.nt_sR.data[0] / Bohr**3
