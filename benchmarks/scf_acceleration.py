@@ -35,6 +35,7 @@ from typing import Any, get_args
 import numpy as np
 from ase import Atoms
 from ase.build import bulk, fcc111, molecule
+from ase.formula import Formula
 from gpaw import GPAW
 from tqdm import tqdm
 
@@ -273,10 +274,11 @@ def summary(results: dict[str, dict]) -> str:
     systems = list(dict.fromkeys(key.split(" | ")[0] for key in results))
     lines = [
         "Ratios to GPAW's default start and mixer, mean over the systems; passes count as "
-        f"iterations.\nSystems: {', '.join(systems)}.\n",
+        "iterations; energy: largest difference to that from the default start.\n"
+        f"Systems: {', '.join(systems)}.\n",
         "| mixer | start | iterations | spread | to the same mixer | until 10 µeV/atom | CPU time "
-        "| iterations |",
-        "|---|---|---|---|---|---|---|---|",
+        "| energy, µeV/atom | iterations |",
+        "|---|---|---|---|---|---|---|---|---|",
     ]
     for mixer, start in dict.fromkeys(tuple(key.split(" | ")[1:]) for key in results):
         rows = []
@@ -297,12 +299,24 @@ def summary(results: dict[str, dict]) -> str:
             for system, found, _ in rows
         ]
         each = ", ".join(f"{system} {found['iterations']}" for system, found, _ in rows)
+        energies = [
+            1e6 * abs(found["energy"] - base["energy"]) / number_of_atoms(system)
+            for system, found, base in rows
+        ]
         lines.append(
             f"| {mixer} | {start} | {mean(ratios('iterations')):.2f} | {spread:.2f} | "
             f"{mean(own):.2f} | "
-            f"{mean(ratios('of energy')):.2f} | {mean(ratios('seconds')):.2f} | {each} |"
+            f"{mean(ratios('of energy')):.2f} | {mean(ratios('seconds')):.2f} | "
+            f"{max(energies):.2f} | {each} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def number_of_atoms(system: str) -> int:
+    """Of one of :data:`SYSTEMS`, or of a structure of a store, whose name ends in its formula."""
+    if system in SYSTEMS:
+        return len(SYSTEMS[system]())
+    return sum(Formula(system.split()[-1]).count().values())
 
 
 def summary_of_moves(results: dict[str, dict[str, list[int]]]) -> str:
