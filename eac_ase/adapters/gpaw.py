@@ -38,7 +38,6 @@ from eac_ase.adapters.gpaw_state import (
     check_model,
     check_setups,
     fill_density,
-    functional_of,
 )
 from eac_ase.grid import DensityGrid
 from eac_model.errors import ConfigurationError
@@ -421,7 +420,7 @@ def start_from_density(
         _warn_of_missing_matrices(PredictedStart(model, 0, 0, "reuse"))
         return start_classic(calculator, model, any_functional)
     _check_calculator(calculator)
-    check_model(model, None if any_functional else functional_of(calculator))
+    check_model(model, calculator, any_functional)
     start = PredictedStart(model, refresh, hold, moves, any_functional=any_functional)
     _warn_of_missing_matrices(start)
     _warn_of_charge(calculator)
@@ -654,7 +653,7 @@ def _kept(
     """For a calculator that is not to change the prediction; everything is checked."""
     _check_passes(refresh=refresh)
     _check_calculator(calculator)
-    check_model(model, None if any_functional else functional_of(calculator))
+    check_model(model, calculator, any_functional)
     start = PredictedStart(model, refresh, 0, "restart", keep=True, any_functional=any_functional)
     _warn_of_missing_matrices(start)
     _warn_of_charge(calculator)
@@ -679,7 +678,7 @@ def _attach(calculator: Any, start: PredictedStart) -> Any:
     def with_other_parameters(**parameters: Any) -> Any:
         again = start.afresh()
         other = kind.new(gpaw, **parameters)
-        check_model(start.model, None if start.any_functional else functional_of(other))
+        check_model(start.model, other, start.any_functional)
         if "charge" in parameters:
             _warn_of_charge(other)
         return _attach(other, again)

@@ -14,7 +14,6 @@ from eac_ase.adapters.gpaw_state import (
     channels_of_spin,
     check_model,
     check_setups,
-    functional_of,
 )
 from eac_model.errors import ConfigurationError
 
@@ -37,7 +36,7 @@ def start_classic(calculator: Any, model: DensityModel, any_functional: bool = F
     ConfigurationError
         The model is of another code, functional or kind of density.
     """
-    check_model(model, None if any_functional else functional_of(calculator))
+    check_model(model, calculator, any_functional)
     kind = type(calculator)
     # Its own methods must not keep the calculator alive: GPAW ends its text output with it.
     gpaw = proxy(calculator)

@@ -225,7 +225,7 @@ def _same_moments(first: Atoms, second: Atoms) -> bool:
 # -- does the model fit? -----------------------------------------------------------------------
 
 
-def functional_of(calculator: Any) -> str:
+def _functional_of(calculator: Any) -> str:
     """Name of the functional of a calculator of GPAW, new or classic."""
     if hasattr(calculator, "params"):
         return str(calculator.params.xc.name)
@@ -233,13 +233,15 @@ def functional_of(calculator: Any) -> str:
     return str(xc.get("name") if isinstance(xc, dict) else getattr(xc, "name", xc))
 
 
-def check_model(model: DensityModel, functional: str | None) -> None:
+def check_model(model: DensityModel, calculator: Any, any_functional: bool = False) -> None:
     """Refuse models of other densities than those of a calculation.
 
     Parameters
     ----------
-    functional
-        Of the calculation, as GPAW names it; None for any.
+    calculator
+        Of GPAW, new or classic.
+    any_functional
+        Its functional may be another than the model's.
 
     Raises
     ------
@@ -262,7 +264,8 @@ def check_model(model: DensityModel, functional: str | None) -> None:
             f"The model {card.name!r} predicts on-site data of {layout.code}; GPAW needs its own "
             "matrices D. Take a model that was trained on GPAW's data."
         )
-    if functional is not None and origin.functional not in ("unknown", functional):
+    functional = _functional_of(calculator)
+    if not any_functional and origin.functional not in ("unknown", functional):
         raise ConfigurationError(
             f"Functional: the calculation has xc={functional!r}, the model {card.name!r} predicts "
             f"{origin.functional} densities. Change xc, take another model, or allow it with "

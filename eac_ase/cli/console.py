@@ -134,6 +134,20 @@ def parse_moments(text: str, atoms: Atoms) -> list[float]:
     return values
 
 
+def parse_valences(text: str) -> dict[str, float]:
+    """Electrons of neutral atoms from the command line."""
+    from ase.data import atomic_numbers
+
+    try:
+        pairs = (part.split("=") for part in text.split(","))
+        found = {symbol.strip(): float(electrons) for symbol, electrons in pairs}
+    except ValueError:
+        found = {}
+    if not found or any(atomic_numbers.get(s, 0) < 1 or not n > 0 for s, n in found.items()):
+        raise ConfigurationError(f"--valence {text!r}: expected O=6,H=1.")
+    return found
+
+
 def complain(message: str) -> None:
     """An error, on stderr."""
     Console(stderr=True).print(f"[bold red]Error:[/] {escape(message)}", soft_wrap=True)

@@ -15,6 +15,7 @@ from eac_ase.cli.app import app
 from eac_ase.cli.console import (
     JsonOption,
     format_value,
+    parse_valences,
     print_facts,
     print_json,
     read_structure,
@@ -90,7 +91,7 @@ def show(
     "import",
     epilog="""[bold]Examples[/]
 
-eac models import eac-mp-l5-6000.pt -o eac-mp.safetensors --functional PBE --valence "H 1 O 6"
+eac models import eac-mp-l5-6000.pt -o eac-mp.safetensors --functional PBE --valence H=1,O=6
 
 eac models import charge3net_qm9.pt -o qm9.safetensors --elements "H C N O F\"""",
 )
@@ -112,12 +113,12 @@ def import_checkpoint(
         typer.Option(min=0.1, help="Cutoff of ChargE3Net, Å, which its file does not say."),
     ] = 4.0,
     valence: Annotated[
-        str,
+        str | None,
         typer.Option(
-            help="Electrons of the neutral atoms in the training data ('H 1 O 6'), which the file "
+            help="Electrons of the neutral atoms in the training data (H=1,O=6), which the file "
             "does not say: charges and --normalize need them."
         ),
-    ] = "",
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, for the card.")] = "",
 ) -> None:
     """Turn a published checkpoint into a model file, without executing anything in it."""
@@ -129,7 +130,7 @@ def import_checkpoint(
     if output.suffix != ".safetensors":
         raise ConfigurationError(f"--output {output}: model files end in .safetensors.")
     numbers = None if elements is None else _atomic_numbers(elements)
-    electrons = _valence_electrons(valence)
+    electrons = {} if valence is None else parse_valences(valence)
     with status("reading the checkpoint"):
         network, card = import_model(
             file,
@@ -143,22 +144,6 @@ def import_checkpoint(
         f"{escape(str(output))}: {escape(card.summary)} {len(card.elements)} elements, "
         f"{sum(p.numel() for p in network.parameters()):,} parameters.",
         soft_wrap=True,
-    )
-
-
-def _valence_electrons(text: str) -> dict[str, float]:
-    """Electrons of the elements in 'H 1 O 6'."""
-    from ase.data import atomic_numbers
-
-    words = text.replace(",", " ").replace("=", " ").split()
-    try:
-        found = {s: float(n) for s, n in zip(words[::2], words[1::2], strict=True)}
-        if all(atomic_numbers.get(s, 0) > 0 and n > 0 for s, n in found.items()):
-            return found
-    except ValueError:
-        pass
-    raise ConfigurationError(
-        f"--valence {text!r}: give every element and its electrons, as in 'H 1 O 6'."
     )
 
 

@@ -18,6 +18,7 @@ from eac_ase.cli.console import (
     check_target,
     hint_at_moments,
     open_calculator,
+    parse_valences,
     print_json,
     read_structure,
     say,
@@ -204,7 +205,7 @@ def _of_file(
     if all_electron:
         grid = replace(grid, kind="all-electron")
     chgcar = path.name.upper().startswith("CHGCAR")
-    electrons = None if valence is None else _valences(valence)
+    electrons = None if valence is None else parse_valences(valence)
     if electrons is None and chgcar and (path.parent / "POTCAR").is_file():
         from eac_ase.adapters.potcar import read_potcar
 
@@ -248,14 +249,6 @@ def _reference(path: Path) -> DensityGrid:
     from eac_ase.grid import DensityGrid
 
     return DensityGrid.read(path)
-
-
-def _valences(text: str) -> dict[str, float]:
-    try:
-        pairs = (part.split("=") for part in text.split(","))
-        return {symbol.strip(): float(electrons) for symbol, electrons in pairs}
-    except ValueError:
-        raise ConfigurationError(f"--valence {text!r}: expected O=6,H=1.") from None
 
 
 def _check_target(path: Path, force: bool, schemes: int) -> None:

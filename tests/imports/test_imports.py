@@ -308,7 +308,7 @@ def test_the_command_writes_a_model_file(tmp_path):
     target = tmp_path / "mine.safetensors"
     command = ["models", "import", str(DATA / "eac_net_spin.pt"), "-o", str(target)]
     options = ["--elements", "O,H Si", "--functional", "PBE", "--licence", "MIT"]
-    options += ["--valence", "H 1 O 6, Si=4"]
+    options += ["--valence", "H=1,O=6, Si=4"]
     result = CliRunner().invoke(app, [*command, *options])
     assert result.exit_code == 0, result.output
     assert "mine.safetensors" in result.output.replace("\n", "")
