@@ -34,7 +34,7 @@ from typing import Any, get_args
 
 import numpy as np
 from ase import Atoms
-from ase.build import bulk, fcc111, molecule
+from ase.build import bulk, fcc111, molecule, surface
 from ase.formula import Formula
 from gpaw import GPAW
 from tqdm import tqdm
@@ -71,6 +71,12 @@ def aluminium_slab() -> Atoms:
     return atoms
 
 
+def oxide_slab() -> Atoms:
+    atoms = surface(bulk("MgO", "rocksalt", 4.21, cubic=True), (0, 0, 1), 2, vacuum=5.0)
+    atoms.pbc = (True, True, False)
+    return atoms
+
+
 SYSTEMS: dict[str, Callable[[], Atoms]] = {
     "Si2": lambda: rattled(bulk("Si")),
     "Si8": lambda: rattled(bulk("Si", cubic=True)),
@@ -81,6 +87,7 @@ SYSTEMS: dict[str, Callable[[], Atoms]] = {
     "Fe2": lambda: rattled(bulk("Fe", cubic=True), moments=2.3),
     "GaAs": lambda: rattled(bulk("GaAs", "zincblende", 5.65)),
     "MgO": lambda: rattled(bulk("MgO", "rocksalt", 4.21)),
+    "MgO slab": lambda: rattled(oxide_slab()),
     "NaCl": lambda: rattled(bulk("NaCl", "rocksalt", 5.64)),
     "H2O": lambda: rattled(molecule("H2O", vacuum=3.0)),
     "CH4": lambda: rattled(molecule("CH4", vacuum=3.0)),

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from eac_ase.cli.app import app
 from eac_ase.cli.console import DeviceOption, JsonOption, print_facts, print_json, status
-from eac_model.errors import ConfigurationError
+from eac_model.errors import ConfigurationError, DensityFileError
 
 benchmark_app = typer.Typer(no_args_is_help=True, help="Run published benchmarks.")
 app.add_typer(benchmark_app, name="benchmark")
@@ -95,6 +95,12 @@ def ecd(
     from eac_ase.ecd.report import table
 
     _print_markdown(table([content]))
+    left_out = [row for row in content["structures"] if "error" in row]
+    if left_out:
+        raise DensityFileError(
+            f"{len(left_out)} structures are left out, {left_out[0]['name']} because: "
+            f"{left_out[0]['error']} {output / task}.json has the other reasons."
+        )
 
 
 @benchmark_app.command(

@@ -23,8 +23,11 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
+import re
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -77,8 +80,8 @@ class EcdSet:
         ConfigurationError
             The folder or its list is missing.
         DensityFileError
-            A list is damaged: a name twice, a split that is no JSON, an index out of range, or one
-            in two splits.
+            A list is damaged: a name twice, an empty line between names, a split that is no JSON,
+            an index out of range, or one in two splits.
         """
         folder = Path(root) / name
         listing = folder / "filelist.txt"
@@ -87,12 +90,7 @@ class EcdSet:
                 f"{listing}: there is no such file. --data names the folder that holds pbe, hse "
                 "and gnome, each with its filelist.txt (see the documentation, page ECD)."
             )
-        names = tuple(line for line in listing.read_text(encoding="utf-8").split("\n") if line)
-        seen: set[str] = set()
-        for number, line in enumerate(names, start=1):
-            if line in seen:
-                raise DensityFileError(f"{listing}, line {number}: {line!r} is there twice.")
-            seen.add(line)
+        names = _read_names(listing)
         states = folder / STATES
         return cls(
             folder=folder,
@@ -125,6 +123,28 @@ class EcdSet:
         """Whether GPAW's state of a material is there."""
         return name in self._states_by_name
 
+    def require(self, names: Iterable[str]) -> None:
+        """Make sure that there is something to read of every material, without reading it.
+
+        Raises
+        ------
+        DensityFileError
+            Of some there is not.
+        """
+        absent = [name for name in names if not self.has_state(name) and self._file(name) is None]
+        if absent:
+            raise DensityFileError(
+                f"{self.folder / absent[0]}: there is no such file, neither with .gz or .tar.gz "
+                f"behind it nor as a folder with a CHGCAR; {self.folder / 'filelist.txt'} lists it"
+                + (f", and {len(absent) - 1} others that are missing." if absent[1:] else ".")
+            )
+
+    def _file(self, name: str) -> Path | None:
+        plain = self.folder / name
+        behind = (plain.with_name(f"{name}{suffix}") for suffix in (".gz", ".tar.gz"))
+        forms = (plain, *behind, plain / "CHGCAR", plain / "CHGCAR.gz")
+        return next((path for path in forms if path.is_file()), None)
+
     def read(self, name: str) -> DensitySample:
         """Density of a material: GPAW's state if there is one, else its CHGCAR.
 
@@ -135,17 +155,32 @@ class EcdSet:
         """
         if self.states is not None and self.has_state(name):
             return self.states.read(self._states_by_name[name])
-        plain = self.folder / name
-        for path in (plain, plain.with_name(f"{name}.gz"), plain / "CHGCAR", plain / "CHGCAR.gz"):
-            if path.is_file():
-                return _named(read_density(path), name)
-        packed = plain.with_name(f"{name}.tar.gz")
-        if packed.is_file():
-            return _named(_read_packed(packed), name)
-        raise DensityFileError(
-            f"{plain}: there is no such file, neither with .gz or .tar.gz behind it nor as a "
-            f"folder with a CHGCAR; {self.folder / 'filelist.txt'} lists it."
-        )
+        self.require([name])
+        path = self._file(name)
+        assert path is not None
+        packed = path.name.endswith(".tar.gz")
+        return _named(_read_packed(path) if packed else read_density(path), name)
+
+
+def _read_names(listing: Path) -> tuple[str, ...]:
+    """The lines of a list of materials; splits count them."""
+    try:
+        # utf-8-sig: editors of Windows put a mark before the first name.
+        lines = listing.read_text(encoding="utf-8-sig").rstrip().split("\n")
+    except UnicodeDecodeError as error:
+        raise DensityFileError(f"{listing}: this is no text ({error}).") from error
+    names = [line.strip() for line in lines]
+    seen: set[str] = set()
+    for number, name in enumerate(names, start=1):
+        if name in ("", ".", "..") or "/" in name or "\\" in name:
+            raise DensityFileError(
+                f"{listing}, line {number}: the name of a file in this folder is expected, not "
+                f"{name!r}."
+            )
+        if name in seen:
+            raise DensityFileError(f"{listing}, line {number}: {name!r} is there twice.")
+        seen.add(name)
+    return tuple(names)
 
 
 def read_gaps(root: str | Path) -> tuple[MeasuredGap, ...]:
@@ -164,16 +199,21 @@ def read_gaps(root: str | Path) -> tuple[MeasuredGap, ...]:
             f"{path}: there is no such file; EXP-id compares with the gaps in it (name, gap_ev, "
             "source)."
         )
-    found = []
-    lines = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8")))
+    found: dict[str, MeasuredGap] = {}
+    lines = csv.DictReader(io.StringIO(path.read_text(encoding="utf-8-sig")))
     for line in lines:
         try:
-            found.append(MeasuredGap(line["name"], float(line["gap_ev"]), line["source"] or ""))
+            name, gap = line["name"], float(line["gap_ev"])
+            if not (math.isfinite(gap) and gap >= 0):
+                raise ValueError(f"{gap} eV is no band gap")
+            if name in found:
+                raise ValueError(f"{name!r} is there twice")
+            found[name] = MeasuredGap(name, gap, line["source"] or "")
         except (KeyError, TypeError, ValueError) as error:
             raise DensityFileError(
                 f"{path}, line {lines.line_num}: name, gap_ev and source are expected ({error})."
             ) from error
-    return tuple(found)
+    return tuple(found.values())
 
 
 def write_set(
@@ -259,7 +299,12 @@ def _read_splits(path: Path, names: Sequence[str]) -> dict[Split, tuple[str, ...
         return {"test": tuple(names)}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        indices = {split: [int(i) for i in content.get(split, ())] for split in get_args(Split)}
+        if strange := set(content) - set(get_args(Split)):
+            raise ValueError(f"{min(strange)!r} is none of them")
+        indices = {split: content.get(split, []) for split in get_args(Split)}
+        for lines in indices.values():
+            if not isinstance(lines, list) or any(type(line) is not int for line in lines):
+                raise ValueError(f"{str(lines)[:40]} is something else")
     except (ValueError, AttributeError, TypeError) as error:
         raise DensityFileError(
             f"{path}: lists of line numbers are expected for train, validation and test ({error})."
@@ -279,12 +324,18 @@ def _read_splits(path: Path, names: Sequence[str]) -> dict[Split, tuple[str, ...
     return {split: tuple(names[line] for line in lines) for split, lines in indices.items()}
 
 
+def _last(member: tarfile.TarInfo) -> str:
+    return Path(member.name).name
+
+
 def _read_packed(path: Path) -> DensitySample:
     """The one density in a .tar.gz file."""
     try:
         with tarfile.open(path, "r:gz") as archive:
             members = [m for m in archive.getmembers() if m.isfile()]
-            found = [m for m in members if "chg" in Path(m.name).name.lower()]
+            # Archives of macOS hold a second file "._NAME" for every file.
+            found = [m for m in members if re.fullmatch(r"(?!\._).*chg.*", _last(m), re.I)]
+            found = [m for m in found if re.match(r"CHGCAR(\.gz)?$", _last(m))] or found
             if len(found) != 1:
                 raise DensityFileError(
                     f"{path}: one CHGCAR is expected, there are {len(found)} among "
@@ -296,6 +347,10 @@ def _read_packed(path: Path) -> DensitySample:
                 suffix = ".gz" if found[0].name.endswith(".gz") else ""
                 unpacked = Path(folder) / f"CHGCAR{suffix}"
                 unpacked.write_bytes(stream.read())
-                return read_density(unpacked)
-    except (tarfile.TarError, EOFError, OSError) as error:
+                try:
+                    return read_density(unpacked)
+                except DensityFileError as error:
+                    told = str(error).replace(str(unpacked), f"{path}, {found[0].name}")
+                    raise DensityFileError(told) from error
+    except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DensityFileError(f"{path}: cannot be unpacked ({error}).") from error

@@ -29,17 +29,23 @@ def summary(task: EcdTask, rows: Sequence[dict[str, Any]]) -> list[dict[str, Any
     """
     found = []
     for model in dict.fromkeys(row["model"] for row in rows):
-        of_model = [row for row in rows if row["model"] == model]
+        all_of_model = [row for row in rows if row["model"] == model]
+        of_model = [row for row in all_of_model if "error" not in row]
         figures = _gaps(of_model) if task.measures == "gap" else _densities(of_model)
         kept = {name: vars(spread) for name, spread in figures.items() if spread is not None}
         extra = {}
         if task.measures == "gap":
             extra = {
                 "functional": of_model[0]["functional"],
-                "unseen": sum(not row["seen"] for row in of_model),
+                "unseen": None
+                if of_model[0]["seen"] is None
+                else sum(not row["seen"] for row in of_model),
             }
-        failed = sum("achieved" in row and row["achieved"] is None for row in of_model)
-        found.append({"model": model, **kept, **extra, **({"failed": failed} if failed else {})})
+        counts = {
+            "failed": sum("achieved" in row and row["achieved"] is None for row in of_model),
+            "left_out": len(all_of_model) - len(of_model),
+        }
+        found.append({"model": model, **kept, **extra, **{k: v for k, v in counts.items() if v}})
     return found
 
 
@@ -49,7 +55,9 @@ def _densities(rows: Sequence[dict[str, Any]]) -> dict[str, Spread | None]:
     return {
         "nmae_percent": Spread.of([row["nmae_percent"] for row in rows]),
         "achieved_ratio": Spread.of([row["achieved"] / row["default"] for row in converged]),
-        "optimal_ratio": Spread.of([row["optimal"] / row["default"] for row in begun]),
+        "optimal_ratio": Spread.of(
+            [row["optimal"] / row["default"] for row in begun if row["optimal"] is not None]
+        ),
     }
 
 
@@ -73,13 +81,14 @@ def table(contents: Sequence[dict[str, Any]]) -> str:
             start = f"| {content['task']} | {row['model']} | {seen} "
             if "mae_ev" in row:
                 gaps.append(
-                    f"{start}| {row['functional']} | {row['mae_ev']['count']} ({row['unseen']}) | "
+                    f"{start}| {row['functional']} | {_materials(row)} | "
                     f"{_text(row, 'mae_ev')} | {_text(row, 'converged_mae_ev')} | "
                     f"{_text(row, 'mae_to_converged_ev')} |"
                 )
             else:
                 densities.append(
-                    f"{start}| {content['tested_on']}, {row['nmae_percent']['count']} | "
+                    f"{start}| {content['tested_on']}, {row['nmae_percent']['count']}"
+                    f"{_left_out(row)} | "
                     f"{_text(row, 'nmae_percent', '.2f')} | {_text(row, 'achieved_ratio')} | "
                     f"{_text(row, 'optimal_ratio')} | {_converged(row)} |"
                 )
@@ -106,7 +115,18 @@ def _text(row: dict[str, Any], name: str, form: str = ".3f") -> str:
     return Spread(**row[name]).text(form) if name in row else "–"
 
 
+def _materials(row: dict[str, Any]) -> str:
+    unseen = "–" if row["unseen"] is None else row["unseen"]
+    return f"{row['mae_ev']['count']} ({unseen}){_left_out(row)}"
+
+
+def _left_out(row: dict[str, Any]) -> str:
+    """How many structures could not be measured; the JSON file says why."""
+    return f" ({row['left_out']} left out)" if "left_out" in row else ""
+
+
 def _converged(row: dict[str, Any]) -> str:
     """How many of the structures that were begun from predictions converged."""
-    begun = row.get("optimal_ratio", {}).get("count", 0)
-    return f"{begun - row.get('failed', 0)} of {begun}" if begun else "–"
+    converged = row.get("achieved_ratio", {}).get("count", 0)
+    begun = converged + row.get("failed", 0)
+    return f"{converged} of {begun}" if begun else "–"

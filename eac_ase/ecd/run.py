@@ -31,7 +31,7 @@ from eac_ase.evaluation import evaluate_sample
 from eac_ase.progress import progress_bar
 from eac_model.checkpoint import load_model, read_header, save_model
 from eac_model.data import DensityStore
-from eac_model.errors import ConfigurationError
+from eac_model.errors import ConfigurationError, DensityFileError, StructureError
 from eac_model.files import alone, append_line, write_bytes
 from eac_model.registry import find_model
 from eac_model.training import TrainingConfig, train
@@ -42,6 +42,9 @@ Loaded = Callable[[], EACDensity]
 
 Measured = Callable[[str, EcdSet, str], dict[str, Any]]
 """What is measured (a key of OF_MODELS), the set, the name of the material: the figures."""
+
+OF_STRUCTURES = (DensityFileError, StructureError)
+"""What is wrong with one structure and not with the task."""
 
 FUNCTIONAL = {"pbe": "PBE", "hse": "HSE06", "gnome": "PBE"}
 
@@ -108,7 +111,9 @@ def run_task(
     Returns
     -------
     dict
-        What is in ``TASK.json``: task, rows of the table, errors that were met.
+        What is in ``TASK.json``: task, rows of the table, figures of every structure. One that
+        cannot be measured has its ``error`` in their place, is left out of the table, and is
+        tried again by the next call.
 
     Raises
     ------
@@ -116,8 +121,9 @@ def run_task(
         The data lack what the task needs, a model or a configuration is missing, the folder has
         measurements of other data, or another process works in it.
     DensityFileError
-        A density cannot be read.
+        A density to test on is missing, or one to train on cannot be read.
     """
+    _require(task, Path(data), budget)
     directory = Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     with alone(directory / ".lock", f"{directory}: another run is working in this folder."):
@@ -125,9 +131,14 @@ def run_task(
         models = _models(task, Path(data), directory, budget, model, progress)
         results = Results(directory / "results.jsonl")
         if task.measures == "gap":
-            rows = _measure_gaps(Path(data), models, results, budget, device, progress)
+            own = model is None
+            rows = _measure_gaps(Path(data), models, own, results, budget, device, progress)
         else:
             rows = _measure(task, Path(data), models, results, budget, device, progress)
+    for tested in models:
+        errors = [row.get("error") for row in rows if row["model"] == tested.name]
+        if all(errors):
+            raise DensityFileError(f"{tested.name} can be measured on no structure: {errors[0]}")
     content = {
         "task": task.name,
         "summary": task.summary,
@@ -140,6 +151,46 @@ def run_task(
     write_bytes(directory / f"{task.name}.json", text.encode())
     write_bytes(directory / f"{task.name}.md", table([content]).encode())
     return content
+
+
+def _require(task: EcdTask, data: Path, budget: Budget) -> None:
+    """What the measurements need is asked for before anything is trained."""
+    if task.measures == "gap":
+        _known_gaps(data, budget)
+    else:
+        ecd = EcdSet.open(data, task.tested_on)
+        names = ecd.of_split("test")[: budget.structures]
+        ecd.require(names)
+        _counted(ecd, names, budget)
+    for stage in task.models if budget.training is not None else ():
+        ecd = EcdSet.open(data, stage.data)
+        if not _names(ecd, stage):
+            raise ConfigurationError(
+                f"{ecd.folder}: too few materials to train {stage.name} on: of "
+                f"{len(ecd.of_split('train'))}, {100 * stage.quarters // QUARTERS} % are none."
+            )
+        ecd.require(_names(ecd, stage))
+
+
+def _counted(ecd: EcdSet, names: Sequence[str], budget: Budget) -> list[str]:
+    """Materials whose iterations are counted."""
+    counted = [name for name in names if ecd.has_state(name)][: budget.scf]
+    if budget.scf and not counted:
+        raise ConfigurationError(
+            f"{ecd.folder}: no test structure has a state of GPAW, and iterations cannot be "
+            "counted (--scf)."
+        )
+    return counted
+
+
+def _known_gaps(data: Path, budget: Budget) -> list[MeasuredGap]:
+    """Measured gaps of materials whose states are there in both functionals."""
+    known = list(_with_states(data, read_gaps(data)))[: budget.structures]
+    if not known:
+        raise ConfigurationError(
+            f"{data}: none of the materials with a measured gap has states of GPAW in pbe and hse."
+        )
+    return known
 
 
 def _remember_data(data: Path, known: Path) -> None:
@@ -354,12 +405,7 @@ def _measure(
 ) -> list[dict[str, Any]]:
     ecd = EcdSet.open(data, task.tested_on)
     names = ecd.of_split("test")[: budget.structures]
-    counted = [name for name in names if ecd.has_state(name)][: budget.scf]
-    if budget.scf and not counted:
-        raise ConfigurationError(
-            f"{ecd.folder}: no test structure has a state of GPAW, and iterations cannot be "
-            "counted (--scf)."
-        )
+    counted = _counted(ecd, names, budget)
     rows = []
     total = len(models) * (len(names) + len(counted)) + len(counted)
     with progress_bar(f"{task.name}, measuring", total, progress) as advance:
@@ -371,14 +417,16 @@ def _measure(
             advance(1)
         for tested, measured in _measurements(models, results, device):
             for name in names:
-                row = measured("density", ecd, name)
-                advance(1)
-                row = {"model": tested.name, "name": name, **measure.as_row(row)}
-                if name in optimal:
-                    count = measured("iterations", ecd, name)
-                    row |= {**optimal[name], "achieved": count["iterations"]}
-                    advance(1)
+                row = {"model": tested.name, "name": name}
+                try:
+                    row |= measure.as_row(measured("density", ecd, name))
+                    if name in optimal:
+                        count = measured("iterations", ecd, name)
+                        row |= {**optimal[name], "achieved": count["iterations"]}
+                except OF_STRUCTURES as error:
+                    row["error"] = str(error)
                 rows.append(row)
+                advance(2 if name in optimal else 1)
     return rows
 
 
@@ -407,21 +455,31 @@ def _exact_iterations(ecd: EcdSet, name: str) -> dict[str, Any]:
     """Of the default start, and from the exact state."""
     sample = ecd.read(name)
     default = measure.calculation_of(sample).iterations
-    return {"default": default, "iterations": measure.iterations(sample, None)}
+    return {"default": default, **_converging(partial(measure.iterations, sample, None))}
 
 
 def _iterations(ecd: EcdSet, name: str, model: Loaded) -> dict[str, Any]:
+    return _converging(partial(measure.iterations, ecd.read(name), model()))
+
+
+def _converging(count: Callable[[], int]) -> dict[str, Any]:
+    """Iterations; None from a start so bad that there is no count to average."""
     from gpaw import KohnShamConvergenceError
 
     try:
-        return {"iterations": measure.iterations(ecd.read(name), model())}
+        return {"iterations": count()}
     except KohnShamConvergenceError:
-        return {"iterations": None}  # a start so bad that there is no count to average
+        return {"iterations": None}
 
 
 def _gaps(ecd: EcdSet, name: str, model: Loaded) -> dict[str, Any]:
+    from gpaw import KohnShamConvergenceError
+
     sample = ecd.read(name)
-    predicted = measure.predicted_gap(sample, model())
+    try:
+        predicted = measure.predicted_gap(sample, model())
+    except KohnShamConvergenceError as error:
+        raise StructureError(f"{name}: {error}") from error
     return {"predicted": predicted, "converged": measure.converged_gap(sample)}
 
 
@@ -432,42 +490,45 @@ OF_MODELS = {"density": _errors, "iterations": _iterations, "gap": _gaps}
 def _measure_gaps(
     data: Path,
     models: list[Tested],
+    own: bool,
     results: Results,
     budget: Budget,
     device: str | None,
     progress: bool | None,
 ) -> list[dict[str, Any]]:
-    """Gaps of every model in its own functional: PBE for models of PBE densities, else HSE06."""
-    known = list(_with_states(data, read_gaps(data)))[: budget.structures]
-    if not known:
-        raise ConfigurationError(
-            f"{data}: none of the materials with a measured gap has states of GPAW in pbe and hse."
-        )
+    """Gaps of every model in its own functional, that of the densities it predicts."""
+    known = _known_gaps(data, budget)
+    sets = {FUNCTIONAL[name]: EcdSet.open(data, name) for name in ("pbe", "hse")}
     rows = []
     with progress_bar("EXP-id, measuring", len(models) * len(known), progress) as advance:
         for tested, measured in _measurements(models, results, device):
             functional = read_header(tested.path).card.provenance.functional
-            ecd = EcdSet.open(data, "hse" if functional == "HSE06" else "pbe")
-            # Models of HSE06 begin as models of PBE.
+            if functional not in sets:
+                raise ConfigurationError(
+                    f"{tested.name} predicts densities of {functional}; gaps are compared in "
+                    f"{' or '.join(sets)}, with whose settings the materials were calculated."
+                )
+            # Models of HSE06 begin as models of PBE. What others were trained on is not known.
             trained = {
                 name
-                for one in (ecd, EcdSet.open(data, "pbe"))
+                for one in (sets[functional], sets["PBE"])
                 for split in ("train", "validation")
                 for name in one.splits.get(split, ())
             }
             for gap in known:
-                row = measured("gap", ecd, gap.name)
-                rows.append(
-                    {
-                        "model": tested.name,
-                        "name": gap.name,
-                        "functional": FUNCTIONAL[ecd.folder.name],
-                        "seen": gap.name in trained,
-                        "measured": gap.gap,
-                        "predicted": row["predicted"],
-                        "converged": row["converged"],
-                    }
-                )
+                row = {
+                    "model": tested.name,
+                    "name": gap.name,
+                    "functional": functional,
+                    "seen": gap.name in trained if own else None,
+                    "measured": gap.gap,
+                }
+                try:
+                    found = measured("gap", sets[functional], gap.name)
+                    row |= {key: found[key] for key in ("predicted", "converged")}
+                except OF_STRUCTURES as error:
+                    row["error"] = str(error)
+                rows.append(row)
                 advance(1)
     return rows
 

@@ -1,6 +1,7 @@
 """Every example runs as a user runs it: a script, somewhere, with a model."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -55,6 +56,17 @@ def test_the_slab_example_shows_two_surfaces(single_model_file, tmp_path):
 
 def test_the_trajectory_example_follows_the_charges(single_model_file, tmp_path):
     assert run("md_trajectory.py", tmp_path, single_model_file).count(" fs ") == 3
+
+
+def test_the_gpaw_example_saves_iterations_and_finds_the_same_energy(tmp_path):
+    pytest.importorskip("gpaw", reason="needs GPAW")
+    lines = run("relax_with_gpaw.py", tmp_path).splitlines()
+    energy, alone, same_energy, *predicted_and_passes = lines
+    assert same_energy == energy
+    alone, predicted = (
+        sum(map(int, re.findall(r"\d+", text))) for text in (alone, " ".join(predicted_and_passes))
+    )
+    assert predicted < alone
 
 
 def test_the_chgcar_example_fine_tunes_checks_and_predicts(single_model_file, tmp_path, crystal):

@@ -1,8 +1,10 @@
 """ECD's folders: lists, splits, CHGCARs, states."""
 
 import gzip
+import io
 import json
 import tarfile
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -96,6 +98,51 @@ def test_a_damaged_archive_is_named(written):
         EcdSet.open(written, "pbe").read("a.chgcar")
 
 
+def test_a_damaged_density_in_an_archive_is_named_with_its_archive(written):
+    cut = (written / "pbe" / "a.chgcar").read_bytes()[:900]
+    (written / "pbe" / "a.chgcar").unlink()
+    with tarfile.open(written / "pbe" / "a.chgcar.tar.gz", "w:gz") as archive:
+        member = tarfile.TarInfo("a/CHGCAR")
+        member.size = len(cut)
+        archive.addfile(member, io.BytesIO(cut))
+    with pytest.raises(DensityFileError, match=r"a\.chgcar\.tar\.gz, a/CHGCAR") as caught:
+        EcdSet.open(written, "pbe").read("a.chgcar")
+    assert tempfile.gettempdir() not in str(caught.value).replace(str(written), "")
+
+
+def test_of_several_files_in_an_archive_the_chgcar_is_read(written):
+    whole = written / "pbe" / "a.chgcar"
+    expected = EcdSet.open(written, "pbe").read("a.chgcar")
+    with tarfile.open(written / "pbe" / "a.chgcar.tar.gz", "w:gz") as archive:
+        for name in ("a/CHGCAR", "a/CHG", "a/._CHGCAR", "a/POSCAR"):
+            archive.add(whole, name)
+    whole.unlink()
+    found = EcdSet.open(written, "pbe").read("a.chgcar")
+    np.testing.assert_array_equal(found.density, expected.density)
+
+
+def test_lists_with_marks_of_editors_are_read(written):
+    listing = written / "pbe" / "filelist.txt"
+    names = EcdSet.open(written, "pbe").names
+    listing.write_bytes(b"\xef\xbb\xbf" + "\r\n".join(names).encode() + b"  \r\n\n")
+    assert EcdSet.open(written, "pbe").names == names
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"a.chgcar\n\nb.chgcar\n", "line 2: the name of a file"),
+        (b"../../secret\n", "line 1: the name of a file"),
+        (b"a\xff\xfe.chgcar\n", "no text"),
+        (b"", "line 1: the name of a file"),
+    ],
+)
+def test_damaged_lists_are_refused(written, content, message):
+    (written / "pbe" / "filelist.txt").write_bytes(content)
+    with pytest.raises(DensityFileError, match=message):
+        EcdSet.open(written, "pbe")
+
+
 def test_a_listed_file_that_is_missing_is_named(written):
     (written / "pbe" / "a.chgcar").unlink()
     with pytest.raises(DensityFileError, match=r"a.chgcar: there is no such file"):
@@ -115,6 +162,10 @@ def test_a_folder_that_is_no_data_set_is_refused(tmp_path):
         ('{"train": [1], "test": [1]}', "is in train and in test"),
         ('{"train": 1}', "lists of line numbers"),
         ("[", "lists of line numbers"),
+        ('{"train": [1.7]}', "lists of line numbers"),
+        ('{"train": [Infinity]}', "lists of line numbers"),
+        ('{"train": "12"}', "lists of line numbers"),
+        ('{"val": [1]}', "'val' is none of them"),
     ],
 )
 def test_damaged_splits_are_refused(written, content, message):
@@ -161,8 +212,12 @@ def test_measured_gaps_are_read_and_damage_is_named(tmp_path):
     assert [(gap.name, gap.gap, gap.source) for gap in read_gaps(tmp_path)] == [
         ("Si.chgcar", 1.17, "a, b")
     ]
-    path.write_text("name,gap_ev,source\nSi.chgcar,wide,x\n")
-    with pytest.raises(DensityFileError, match="line 2"):
+    for wrong in ("wide", "nan", "-3"):
+        path.write_text(f"name,gap_ev,source\nSi.chgcar,{wrong},x\n")
+        with pytest.raises(DensityFileError, match="line 2"):
+            read_gaps(tmp_path)
+    path.write_text("name,gap_ev,source\nSi.chgcar,1,x\nSi.chgcar,2,x\n")
+    with pytest.raises(DensityFileError, match=r"line 3.*there twice"):
         read_gaps(tmp_path)
 
 

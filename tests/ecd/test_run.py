@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,9 +16,9 @@ from eac_ase.ecd import TASKS, Budget, run, run_task
 from eac_ase.ecd.layout import GAPS, write_set
 from eac_ase.ecd.run import Results
 from eac_ase.evaluation import evaluate_sample
-from eac_model.checkpoint import read_header
+from eac_model.checkpoint import load_model, read_header, save_model
 from eac_model.data import DensitySample, Provenance
-from eac_model.errors import ConfigurationError
+from eac_model.errors import ConfigurationError, DensityFileError
 from eac_model.training import TrainingConfig
 
 
@@ -206,6 +207,121 @@ def test_changed_training_data_are_noticed(finished, data, tmp_path):
             )
     finally:
         split.write_text(content)
+
+
+def test_what_is_missing_is_said_before_anything_is_trained(data, tmp_path, no_work):
+    budget = Budget(training=configuration(), scf=1)
+    for root, task, message in (
+        (tmp_path, "PBE-id", "there is no such file"),
+        (data, "EXP-id", "EXP-id compares"),
+    ):
+        with pytest.raises(ConfigurationError, match=message):
+            run_task(TASKS[task], root, tmp_path / "run", budget, progress=False)
+    assert not (tmp_path / "run").exists()
+    write_set(tmp_path / "pbe", {"a": sample(0, "PBE")}, ["a"], {"test": ["a"]}, states=False)
+    with pytest.raises(ConfigurationError, match="no test structure has a state"):
+        run_task(TASKS["PBE-id"], tmp_path, tmp_path / "run", budget, progress=False)
+    with pytest.raises(ConfigurationError, match="nothing is listed for train"):
+        run_task(TASKS["PBE-id"], tmp_path, tmp_path / "run", replace(budget, scf=0))
+    (tmp_path / "pbe" / "a").unlink()
+    with pytest.raises(DensityFileError, match=r"filelist\.txt lists it"):
+        run_task(TASKS["PBE-id"], tmp_path, tmp_path / "run", replace(budget, scf=0))
+
+
+def test_a_quarter_of_three_materials_is_none(tmp_path, no_work):
+    names = ["a", "b", "c", "d"]
+    samples = {name: sample(i, "PBE") for i, name in enumerate(names)}
+    for folder in ("pbe", "hse"):
+        splits = {"train": names[:3], "test": names[3:]}
+        write_set(tmp_path / folder, samples, names, splits, states=False)
+    budget = Budget(training=configuration())
+    with pytest.raises(ConfigurationError, match="of 3, 25 % are none"):
+        run_task(TASKS["PBE_HSE_tuning-id"], tmp_path, tmp_path / "run", budget)
+
+
+def test_a_structure_that_cannot_be_measured_is_left_out_and_the_others_are_not(
+    finished, data, tmp_path
+):
+    strange = sample(30, "PBE")
+    strange.atoms.symbols = "HLi"
+    names = ["new.chgcar", "20.chgcar", "cut.chgcar"]
+    samples = {name: sample(20, "PBE") for name in names} | {"new.chgcar": strange}
+    write_set(tmp_path / "gnome", samples, names, {}, states=False)
+    with (tmp_path / "gnome" / "cut.chgcar").open("r+") as file:
+        file.truncate(900)
+    model = str(finished / "models" / "pbe" / "model.safetensors")
+    arguments = ["benchmark", "ecd", "OOD-id", "--data", tmp_path, "-o", tmp_path / "run"]
+    result = CliRunner().invoke(
+        app, [str(a) for a in (*arguments, "--model", model)], env={"COLUMNS": "250"}
+    )
+    assert result.exit_code == 2
+    assert "gnome, 1 (2 left out)" in result.output
+    assert "2 structures are left out, new.chgcar" in result.output
+    content = json.loads((tmp_path / "run" / "OOD-id.json").read_text())
+    errors = {row["name"]: row.get("error", "") for row in content["structures"]}
+    assert "Li" in errors["new.chgcar"]
+    assert "cut.chgcar" in errors["cut.chgcar"]
+    assert errors["20.chgcar"] == ""
+
+
+def test_iterations_are_of_the_model_and_of_the_exact_state(finished, data, monkeypatch):
+    def count(known: DensitySample, model: EACDensity | None) -> int:
+        return 6 if model is None else 8 if model.card.name == "pbe" else 0
+
+    monkeypatch.setattr(run.measure, "iterations", count)
+    monkeypatch.setattr(run.measure, "calculation_of", lambda known: SimpleNamespace(iterations=10))
+    budget = Budget(training=configuration(), tuning=configuration(seed=1), scf=1)
+    content = run_task(TASKS["PBE-id"], data, finished, budget, progress=False)
+    counted, *others = content["structures"]
+    assert (counted["default"], counted["achieved"], counted["optimal"]) == (10, 8, 6)
+    assert all("achieved" not in row for row in others)
+    assert content["rows"][0]["achieved_ratio"]["mean"] == pytest.approx(0.8)
+    assert content["rows"][0]["optimal_ratio"]["mean"] == pytest.approx(0.6)
+
+
+def test_gaps_are_of_the_functional_that_a_model_predicts(finished, data, tmp_path, monkeypatch):
+    def predicted(known: DensitySample, model: EACDensity) -> float:
+        assert known.provenance.functional == model.card.provenance.functional
+        return 2.0 if model.card.name == "pbe" else 5.0
+
+    def converged(known: DensitySample) -> float:
+        return {"PBE": 2.5, "HSE06": 4.0}[known.provenance.functional]
+
+    monkeypatch.setattr(run.measure, "predicted_gap", predicted)
+    monkeypatch.setattr(run.measure, "converged_gap", converged)
+    # The second was trained on, the first was not.
+    (data / GAPS).parent.mkdir(exist_ok=True)
+    (data / GAPS).write_text("name,gap_ev,source\n1.chgcar,4.5,x\n6.chgcar,3,x\n")
+    budget = Budget(training=configuration(), tuning=configuration(seed=1))
+    model = str(finished / "models" / "pbe" / "model.safetensors")
+    try:
+        content = run_task(TASKS["EXP-id"], data, finished, budget, progress=False)
+        other = run_task(TASKS["EXP-id"], data, tmp_path, Budget(), model=model, progress=False)
+    finally:
+        (data / GAPS).unlink()
+    rows = {row["model"]: row for row in content["rows"]}
+    assert [rows[name]["functional"] for name in ("pbe", "pbe+hse")] == ["PBE", "HSE06"]
+    assert rows["pbe"]["mae_ev"]["mean"] == pytest.approx((2.5 + 1.0) / 2)
+    assert rows["pbe"]["converged_mae_ev"]["mean"] == pytest.approx((2.0 + 0.5) / 2)
+    assert rows["pbe+hse"]["mae_to_converged_ev"]["mean"] == pytest.approx(1.0)
+    assert rows["pbe"]["unseen"] == 1
+    assert other["rows"][0]["unseen"] is None  # what it was trained on is not known here
+    assert "2 (–)" in (tmp_path / "EXP-id.md").read_text()
+
+
+def test_gaps_in_other_functionals_are_refused(finished, data, tmp_path, monkeypatch):
+    network, card = load_model(finished / "models" / "pbe" / "model.safetensors")
+    card = replace(card, provenance=replace(card.provenance, functional="SCAN"))
+    save_model(network, card, tmp_path / "scan.safetensors")
+    (data / GAPS).parent.mkdir(exist_ok=True)
+    (data / GAPS).write_text("name,gap_ev,source\n1.chgcar,1.0,x\n")
+    try:
+        with pytest.raises(ConfigurationError, match="densities of SCAN"):
+            run_task(
+                TASKS["EXP-id"], data, tmp_path, Budget(), model=str(tmp_path / "scan.safetensors")
+            )
+    finally:
+        (data / GAPS).unlink()
 
 
 def test_a_folder_of_results_is_of_one_folder_of_data(finished, data, tmp_path):
