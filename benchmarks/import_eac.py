@@ -233,7 +233,8 @@ def write_fixture(reference: Reference) -> None:
     """Small networks with random weights and their densities, for the tests.
 
     Densities of the small crystal are those with all periodic images (nx = ny = nz = 4 in their
-    environment variables) and, for the record, those with the nearest only, their default.
+    environment variables) and, for the record, those with the nearest only, their default, and
+    those with the nearest two neighbours of atoms and three of points (their atom_sel, probe_sel).
     """
     FIXTURE.mkdir(parents=True, exist_ok=True)
     for method, spin in (("smooth", False), ("exp+smooth", True)):
@@ -251,6 +252,9 @@ def write_fixture(reference: Reference) -> None:
                 theirs, silicon(), crystal_points, images=4
             ),
             "crystal_density_nearest_images": reference.density(theirs, silicon(), crystal_points),
+            "crystal_density_few_neighbours": reference.density(
+                theirs, silicon(), crystal_points, images=4, kept=(2, 3)
+            ),
         }
         np.savez_compressed(FIXTURE / f"{name}.npz", **arrays)
         print(name, {path.name: path.stat().st_size for path in FIXTURE.glob(f"{name}*")})
@@ -299,9 +303,14 @@ class Reference:
         )
 
     def graph(
-        self, atoms: Atoms, points: NDArray, network: torch.nn.Module, images: int = 1
+        self,
+        atoms: Atoms,
+        points: NDArray,
+        network: torch.nn.Module,
+        images: int = 1,
+        kept: tuple[int, int] = (100, 300),
     ) -> Any:
-        """Their neighbour lists, collated."""
+        """Their neighbour lists, collated; of ``kept`` neighbours of an atom and of a point."""
         offsets = sorted(
             itertools.product(range(-images, images + 1), repeat=3),
             key=lambda offset: sum(x * x for x in offset),
@@ -320,15 +329,17 @@ class Reference:
             },
             torch.float32,
         )
-        self.lists.construct_adjacency(data, network.cutoffs[0], 100, network.cutoffs[1], 300)
+        self.lists.construct_adjacency(
+            data, network.cutoffs[0], kept[0], network.cutoffs[1], kept[1]
+        )
         return self.collate.BatchCollater(None)([data])
 
     def density(
-        self, network: torch.nn.Module, atoms: Atoms, points: NDArray, images: int = 1
+        self, network: torch.nn.Module, atoms: Atoms, points: NDArray, **lists: Any
     ) -> NDArray:
-        """ρ, or ρ↑ and ρ↓, (outputs, p), e/Å³."""
+        """ρ, or ρ↑ and ρ↓, (outputs, p), e/Å³; options of :meth:`graph`."""
         with torch.no_grad():
-            found = network(self.graph(atoms, points, network, images), out_type="probe")
+            found = network(self.graph(atoms, points, network, **lists), out_type="probe")
         total = found["chg"].numpy()
         if "chgdiff" not in found:
             return total[None]

@@ -7,7 +7,7 @@ given.
 
 from __future__ import annotations
 
-import re
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from eac_model.errors import ModelFileError
+from eac_model.imports.torch_file import told_as, unwrapped
 from eac_model.network import ChargE3Net, ChargE3NetConfig, build
 from eac_model.network.charge3net import SPECIES, hidden_irreps
 
@@ -32,12 +33,11 @@ def state_of(content: Mapping[str, Any]) -> Mapping[str, Any] | None:
     """The weights in a checkpoint of ChargE3Net, None if it is something else.
 
     Their trainer writes ``model``; files of older versions are Lightning checkpoints with
-    ``state_dict`` and names that begin with ``network.``.
+    ``state_dict``. A plain state dictionary has the weights themselves.
     """
-    for key in ("model", "state_dict"):
-        state = content.get(key)
+    for state in (content.get("model"), content.get("state_dict"), content):
         if isinstance(state, Mapping):
-            names = {re.sub(r"^(module\.)?(network\.)?", "", str(n)): v for n, v in state.items()}
+            names = unwrapped(state)
             if "probe_model.readout.weight" in names:
                 return names
     return None
@@ -68,13 +68,12 @@ def import_charge3net(
     ModelFileError
         The weights are of another version or of another network of theirs.
     """
-    try:
-        config = _config(state, elements, cutoff)
-    except (KeyError, IndexError, AttributeError, ValueError) as error:
-        raise ModelFileError(
-            f"The checkpoint is not of the ChargE3Net network known here: {error!r}."
-        ) from error
-    network = build(config, torch.float32)
+    with told_as("The checkpoint is not of the ChargE3Net network known here"):
+        return _import(state, elements, cutoff)
+
+
+def _import(state: Mapping[str, Any], elements: Sequence[int] | None, cutoff: float) -> ChargE3Net:
+    network = build(_config(state, elements, cutoff), torch.float32)
     assert isinstance(network, ChargE3Net)
     _check_basis(state, network)
     with torch.no_grad():
@@ -124,7 +123,10 @@ def _channels(scalars: int, l_max: int) -> int:
     def of_gate(channels: int) -> int:
         return sum(mul for mul, ir in hidden_irreps(channels, l_max) if ir.p == (-1) ** ir.l)
 
-    possible = [channels for channels in range(1, LARGEST) if of_gate(channels) == scalars]
+    # The gate grows with the features.
+    sizes = range(1, LARGEST)
+    first, end = (side(sizes, scalars, key=of_gate) for side in (bisect_left, bisect_right))
+    possible = sizes[first:end]
     return max(possible, key=lambda channels: len(str(channels)) - len(str(channels).rstrip("0")))
 
 
@@ -133,7 +135,10 @@ def _check_basis(state: Mapping[str, Any], network: ChargE3Net) -> None:
     for name in ("atom_model.basis.mean", "probe_model.basis.mean"):
         theirs = state.get(name)
         ours = network.atom_basis.get_buffer("mean")
-        if isinstance(theirs, Tensor) and not torch.allclose(theirs.float(), ours, atol=1e-4):
+        if not isinstance(theirs, Tensor):
+            continue
+        rounding = max(1e-4, 4 * torch.finfo(theirs.dtype).eps)
+        if not torch.allclose(theirs.float(), ours, rtol=rounding, atol=rounding):
             raise ModelFileError(
                 "This checkpoint's radial basis is not the Gaussian one of the published models; "
                 "no other can be imported."

@@ -11,6 +11,7 @@ folded into the weights; what cannot be folded are switches of
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,7 @@ from e3nn import o3
 from torch import Tensor, nn
 
 from eac_model.errors import ModelFileError
+from eac_model.imports.torch_file import told_as, unwrapped
 from eac_model.network import EACNet, NetworkConfig, RadialBasis, build
 from eac_model.network.coupling import EdgeUpdate
 from eac_model.network.interaction import Interaction, linear_paths
@@ -38,6 +40,11 @@ WEIGHTS = {
     "softmax-smooth": "SoftmaxxS",
 }
 """Names of the weight networks: theirs, and those of the paper."""
+
+_ATOM_LAYERS, _POINT_LAYERS = (
+    re.compile(rf"^{part}\.message_passing\.{kind}_layer_(\d+)")
+    for part, kind in ((ATOMS, "atom"), (POINTS, "probe"))
+)
 
 _CONCATENATED = {"length": "distance", "basis": "basis", "node_attrs": "type"}
 
@@ -212,15 +219,11 @@ def import_eac_net(content: Mapping[str, Any], elements: Sequence[int] | None = 
     ModelFileError
         The file is of another version, or uses an option that has no counterpart here.
     """
-    try:
+    with told_as("The checkpoint does not hold what EAC-Net writes (settings, model_state)"):
         settings = content["settings"]["model"]
         atom, probe = settings["atom"], settings["probe"]
-        state = {**content["model_state"], **content.get("ema", {})}
+        state = unwrapped(content["model_state"]) | unwrapped(content.get("ema", {}))
         return _import(Weights(state), atom, probe, _scaling(state, probe), elements)
-    except (KeyError, TypeError, AttributeError) as error:
-        raise ModelFileError(
-            f"The checkpoint does not hold what EAC-Net writes (settings, model_state): {error!r}."
-        ) from error
 
 
 @dataclass(frozen=True)
@@ -258,6 +261,13 @@ def _import(
     elements: Sequence[int] | None,
 ) -> EACNet:
     _check(atom, probe)
+    for layers, settings in ((_ATOM_LAYERS, atom), (_POINT_LAYERS, probe)):
+        steps = {match[1] for name in weights.tensors if (match := layers.match(name))}
+        if len(steps) != settings["message_passing"]["num_layers"]:
+            raise ModelFileError(
+                f"The checkpoint has weights of {len(steps)} layers in {layers.pattern[1:]}, its "
+                f"settings say {settings['message_passing']['num_layers']}."
+            )
     table, numbers = _attributes(weights, elements)
     channels = atom["message_passing"]["feature_length"]
     l_max = atom["message_passing"]["lmax"]

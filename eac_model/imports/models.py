@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def import_model(
     """
     if elements is not None:
         try:
-            elements = sorted({int(number) for number in elements})
+            elements = sorted({operator.index(number) for number in elements})
         except (TypeError, ValueError):
             elements = []
         if not elements or elements[0] < 1 or elements[-1] > 118:
@@ -86,6 +87,9 @@ def import_model(
             f"{path} is no checkpoint of EAC-Net (settings, model_state) or ChargE3Net (model with "
             f"probe_model.readout): it holds {found}."
         )
+    broken = [key for key, value in network.state_dict().items() if not value.isfinite().all()]
+    if broken:
+        raise ModelFileError(f"{path} has weights that are no finite numbers ({broken[0]}).")
     card = ModelCard(
         name=name or Path(path).stem,
         summary=f"Imported from a checkpoint of the {program} authors' code.",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pickle
+import re
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from torch.serialization import (
 )
 
 from eac_model.errors import ModelFileError
+
+_WRAPPERS = re.compile(r"^((module|_orig_mod|network|model)\.)+")
 
 
 class Unread:
@@ -68,7 +71,10 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
             safe_globals([(_stand_in(name), name) for name in _unknown_names(path)]),
         ):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, ValueError, TypeError, KeyError, EOFError) as e:
+    except (
+        *(pickle.UnpicklingError, EOFError, OSError),
+        *(RuntimeError, ValueError, TypeError, KeyError),
+    ) as e:
         raise ModelFileError(
             f"{path} is no checkpoint that can be read without executing what is in it "
             f"({_reason(e)}). Nothing was executed. If the file is whole, load it with the program "
@@ -80,6 +86,30 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
             "program known here."
         )
     return content
+
+
+def unwrapped(state: Mapping[str, Any]) -> dict[str, Any]:
+    """Tensors by name, without what wrappers of networks put before the names.
+
+    DistributedDataParallel writes ``module.``, torch.compile ``_orig_mod.``, trainers the name they
+    give the network.
+    """
+    return {_WRAPPERS.sub("", str(name)): value for name, value in state.items()}
+
+
+@contextmanager
+def told_as(what: str) -> Iterator[None]:
+    """Whatever goes wrong with weights of unexpected names or shapes, as a :class:`ModelFileError`.
+
+    Files of other programs may hold anything, and what is built of them complains in its own ways.
+    """
+    try:
+        yield
+    except ModelFileError:
+        raise
+    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ModelFileError(f"{what} ({type(error).__name__}: {reason}).") from error
 
 
 @contextmanager

@@ -101,6 +101,15 @@ def test_small_cells_see_all_periodic_images_where_the_authors_code_sees_the_nea
     assert deviation(found, record["crystal_density_nearest_images"]) > 1e-3
 
 
+@pytest.mark.parametrize("name", ["eac_net_total", "eac_net_spin"])
+def test_no_neighbour_is_left_out_where_the_authors_code_keeps_a_number_of_them(name):
+    network, _ = imported(name)
+    record = recorded(name)
+    found = evaluate_points(network, encode(network, crystal()), record["crystal_points"])
+    assert deviation(found, record["crystal_density_all_images"]) < 1e-5
+    assert deviation(found, record["crystal_density_few_neighbours"]) > 1e-3
+
+
 @pytest.mark.parametrize("name", ["charge3net_total", "charge3net_spin"])
 def test_small_cells_are_right_in_charge3net_as_well(name):
     network, _ = imported(name)
@@ -284,7 +293,14 @@ def test_missing_weights_and_elements_are_named(tmp_path):
 
 @pytest.mark.parametrize("name", ["eac_net_total", "charge3net_total"])
 @pytest.mark.parametrize(
-    "wrong", [{"elements": []}, {"elements": [0, 1]}, {"elements": ["H"]}, {"cutoff": 0.0}]
+    "wrong",
+    [
+        {"elements": []},
+        {"elements": [0, 1]},
+        {"elements": ["H"]},
+        {"elements": [1.7]},
+        {"cutoff": 0.0},
+    ],
 )
 def test_elements_and_cutoffs_that_are_none_are_refused(name, wrong):
     with pytest.raises(ConfigurationError, match=next(iter(wrong))):
@@ -299,6 +315,91 @@ def test_older_charge3net_files_have_other_names(tmp_path):
     assert network.config.point_cutoff == network.config.atom_cutoff == 3.5
     known, _ = imported("charge3net_total")
     assert torch.equal(network.readout.weight, known.readout.weight)
+
+
+WEIGHTS = {"eac_net_total": "model_state", "charge3net_total": "model"}
+
+
+@pytest.mark.parametrize("name", list(WEIGHTS))
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "network.module.", "model."])
+def test_names_may_be_those_of_a_wrapped_network(tmp_path, name, prefix):
+    content = torch.load(DATA / f"{name}.pt", weights_only=True)
+    state = content[WEIGHTS[name]]
+    content[WEIGHTS[name]] = {f"{prefix}{key}": value for key, value in state.items()}
+    torch.save(content, tmp_path / "m.pt")
+    network, _ = import_model(tmp_path / "m.pt")
+    expected = import_model(DATA / f"{name}.pt")[0].state_dict()
+    assert all(torch.equal(value, expected[key]) for key, value in network.state_dict().items())
+
+
+def test_a_plain_state_dictionary_of_charge3net_is_enough(tmp_path):
+    state = torch.load(DATA / "charge3net_total.pt", weights_only=True)["model"]
+    torch.save(state, tmp_path / "m.pt")
+    network, _ = import_model(tmp_path / "m.pt")
+    assert torch.equal(network.readout.weight, imported("charge3net_total")[0].readout.weight)
+
+
+@pytest.mark.parametrize("name", list(WEIGHTS))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_may_be_in_half_precision(tmp_path, name, dtype):
+    content = torch.load(DATA / f"{name}.pt", weights_only=True)
+    for key, value in content[WEIGHTS[name]].items():
+        if isinstance(value, torch.Tensor) and value.is_floating_point():
+            content[WEIGHTS[name]][key] = value.to(dtype)
+    torch.save(content, tmp_path / "m.pt")
+    network, _ = import_model(tmp_path / "m.pt")
+    expected = dict(import_model(DATA / f"{name}.pt")[0].named_parameters())
+    for key, value in network.named_parameters():
+        assert value.dtype == torch.float32
+        torch.testing.assert_close(value, expected[key], rtol=0.02, atol=0.01)
+
+
+@pytest.mark.parametrize("name", list(WEIGHTS))
+def test_tensors_of_a_wrong_shape_are_refused_or_not_needed(tmp_path, name):
+    content = torch.load(DATA / f"{name}.pt", weights_only=True)
+    content.pop("ema", None)
+    torch.save(content, tmp_path / "m.pt")
+    whole = import_model(tmp_path / "m.pt")[0].state_dict()
+    tensors = {k: v for k, v in content[WEIGHTS[name]].items() if isinstance(v, torch.Tensor)}
+    for key in [k for k, v in tensors.items() if v.numel() > 1][::6]:
+        value = tensors[key]
+        wrong = {**content[WEIGHTS[name]], key: value.reshape(-1)[:-1].clone()}
+        torch.save({**content, WEIGHTS[name]: wrong}, tmp_path / "m.pt")
+        try:
+            network, _ = import_model(tmp_path / "m.pt")
+        except ModelFileError:
+            continue
+        found = network.state_dict()
+        assert all(torch.equal(found[k], v) for k, v in whole.items()), key
+
+
+@pytest.mark.parametrize("name", list(WEIGHTS))
+def test_weights_that_are_no_numbers_are_refused(tmp_path, name):
+    content = torch.load(DATA / f"{name}.pt", weights_only=True)
+    key = next(
+        k for k in content[WEIGHTS[name]] if k.endswith(("fc.layer0.weight", "linear.weight"))
+    )
+    content[WEIGHTS[name]][key][0, 0] = float("nan")
+    torch.save(content, tmp_path / "m.pt")
+    with pytest.raises(ModelFileError, match="no finite numbers"):
+        import_model(tmp_path / "m.pt")
+
+
+def test_settings_of_fewer_layers_than_there_are_weights_are_refused(tmp_path):
+    for part in ("atom", "probe"):
+        path = changed_settings(
+            tmp_path, lambda m, part=part: m[part]["message_passing"].update(num_layers=1)
+        )
+        with pytest.raises(ModelFileError, match="its settings say 1"):
+            import_model(path)
+
+
+def test_a_file_that_was_cut_off_is_named(tmp_path):
+    whole = (DATA / "eac_net_total.pt").read_bytes()
+    for size in (1, 2, 5000, len(whole) - 10):
+        (tmp_path / "cut.pt").write_bytes(whole[:size])
+        with pytest.raises(ModelFileError, match=r"cut\.pt"):
+            import_model(tmp_path / "cut.pt")
 
 
 # -- command line ----------------------------------------------------------------------------------
