@@ -239,6 +239,8 @@ class DeepChargeConfig(CommonConfig):
     def _switch_before_cutoff(self) -> Self:
         if self.switch_from >= self.point_cutoff:
             raise ValueError("switch_from must be smaller than point_cutoff")
+        if self.core_radius >= self.point_cutoff:
+            raise ValueError("core_radius must be smaller than point_cutoff")
         if self.axis_neurons > self.embedding_widths[-1]:
             raise ValueError("axis_neurons cannot exceed the last of embedding_widths")
         return self
@@ -287,9 +289,11 @@ class ChargE3NetConfig(CommonConfig):
         return None
 
     @model_validator(mode="after")
-    def _outputs_are_spins(self) -> Self:
+    def _parts_fit(self) -> Self:
         if self.spin_from == "outputs" and not self.spin:
             raise ValueError('spin_from "outputs" needs spin')
+        if round(self.channels / (self.l_max + 1)) < 1:
+            raise ValueError(f"{self.channels} channels leave no scalars at l_max {self.l_max}")
         return self
 
 

@@ -124,6 +124,8 @@ def test_fine_tuning_refuses_another_architecture_than_the_file_has(trained, fra
         ({"fitting_widths": [3]}, r"^network\.fitting_widths: there is no such key"),
         (DEEP_CHARGE | {"point_cutoff": -1}, r"^network\.point_cutoff: .*greater than 0"),
         (DEEP_CHARGE | {"switch_from": 9}, "switch_from must be smaller"),
+        (DEEP_CHARGE | {"core_radius": 9}, "core_radius must be smaller"),
+        ({"architecture": "charge3net", "channels": 2}, "2 channels leave no scalars at l_max 4"),
         ({"channels": 0}, r"^network\.channels: .*greater than or equal to 1"),
     ],
 )
