@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from itertools import pairwise
@@ -123,7 +124,7 @@ def run_task(
     DensityFileError
         A density to test on is missing, or one to train on cannot be read.
     """
-    _require(task, Path(data), budget)
+    _require(task, Path(data), budget, trains=model is None)
     directory = Path(directory).absolute()
     directory.mkdir(parents=True, exist_ok=True)
     with alone(directory / ".lock", f"{directory}: another run is working in this folder."):
@@ -153,8 +154,8 @@ def run_task(
     return content
 
 
-def _require(task: EcdTask, data: Path, budget: Budget) -> None:
-    """What the measurements need is asked for before anything is trained."""
+def _require(task: EcdTask, data: Path, budget: Budget, *, trains: bool) -> None:
+    """What is missing is said before anything is trained."""
     if task.measures == "gap":
         _known_gaps(data, budget)
     else:
@@ -162,7 +163,7 @@ def _require(task: EcdTask, data: Path, budget: Budget) -> None:
         names = ecd.of_split("test")[: budget.structures]
         ecd.require(names)
         _counted(ecd, names, budget)
-    for stage in task.models if budget.training is not None else ():
+    for stage in task.models if trains else ():
         ecd = EcdSet.open(data, stage.data)
         if not _names(ecd, stage):
             raise ConfigurationError(
@@ -412,8 +413,9 @@ def _measure(
         optimal = {}
         for name in counted:
             key = ("iterations", task.tested_on, "exact", name)
-            count = results.of(*key, partial(_exact_iterations, ecd, name))
-            optimal[name] = {"default": count["default"], "optimal": count["iterations"]}
+            with suppress(*OF_STRUCTURES):  # Its density cannot be compared either, which is told.
+                count = results.of(*key, partial(_exact_iterations, ecd, name))
+                optimal[name] = {"default": count["default"], "optimal": count["iterations"]}
             advance(1)
         for tested, measured in _measurements(models, results, device):
             for name in names:
