@@ -11,7 +11,6 @@ folded into the weights; what cannot be folded are switches of
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -40,11 +39,6 @@ WEIGHTS = {
     "softmax-smooth": "SoftmaxxS",
 }
 """Names of the weight networks: theirs, and those of the paper."""
-
-_ATOM_LAYERS, _POINT_LAYERS = (
-    re.compile(rf"^{part}\.message_passing\.{kind}_layer_(\d+)")
-    for part, kind in ((ATOMS, "atom"), (POINTS, "probe"))
-)
 
 _CONCATENATED = {"length": "distance", "basis": "basis", "node_attrs": "type"}
 
@@ -261,12 +255,18 @@ def _import(
     elements: Sequence[int] | None,
 ) -> EACNet:
     _check(atom, probe)
-    for layers, settings in ((_ATOM_LAYERS, atom), (_POINT_LAYERS, probe)):
-        steps = {match[1] for name in weights.tensors if (match := layers.match(name))}
-        if len(steps) != settings["message_passing"]["num_layers"]:
+    for prefix, settings in (
+        (f"{ATOMS}.message_passing.atom_layer_", atom),
+        (f"{POINTS}.message_passing.probe_layer_", probe),
+    ):
+        found = {
+            name[len(prefix) :].split(".")[0] for name in weights.tensors if name.startswith(prefix)
+        }
+        asked = settings["message_passing"]["num_layers"]
+        if len(found) != asked:
             raise ModelFileError(
-                f"The checkpoint has weights of {len(steps)} layers in {layers.pattern[1:]}, its "
-                f"settings say {settings['message_passing']['num_layers']}."
+                f"The checkpoint has weights of {len(found)} layers {prefix}…, its settings say "
+                f"{asked}."
             )
     table, numbers = _attributes(weights, elements)
     channels = atom["message_passing"]["feature_length"]

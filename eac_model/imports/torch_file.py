@@ -21,6 +21,9 @@ from torch.serialization import (
 
 from eac_model.errors import ModelFileError
 
+_OF_VALUES = (TypeError, ValueError, RuntimeError)
+"""What torch and pydantic raise where numbers or shapes are not what they should be."""
+
 _WRAPPERS = re.compile(r"^((module|_orig_mod|network|model)\.)+")
 
 
@@ -71,10 +74,7 @@ def read_torch_file(path: str | Path) -> dict[str, Any]:
             safe_globals([(_stand_in(name), name) for name in _unknown_names(path)]),
         ):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        *(pickle.UnpicklingError, EOFError, OSError),
-        *(RuntimeError, ValueError, TypeError, KeyError),
-    ) as e:
+    except (pickle.UnpicklingError, EOFError, OSError, LookupError, *_OF_VALUES) as e:
         raise ModelFileError(
             f"{path} is no checkpoint that can be read without executing what is in it "
             f"({_reason(e)}). Nothing was executed. If the file is whole, load it with the program "
@@ -107,7 +107,7 @@ def told_as(what: str) -> Iterator[None]:
         yield
     except ModelFileError:
         raise
-    except (LookupError, AttributeError, TypeError, ValueError, RuntimeError) as error:
+    except (LookupError, AttributeError, *_OF_VALUES) as error:
         reason = " ".join(str(error).split())[:200]
         raise ModelFileError(f"{what} ({type(error).__name__}: {reason}).") from error
 
