@@ -133,11 +133,14 @@ class EcdSet:
         """
         absent = [name for name in names if not self.has_state(name) and self._file(name) is None]
         if absent:
-            raise DensityFileError(
-                f"{self.folder / absent[0]}: there is no such file, neither with .gz or .tar.gz "
-                f"behind it nor as a folder with a CHGCAR; {self.folder / 'filelist.txt'} lists it"
-                + (f", and {len(absent) - 1} others that are missing." if absent[1:] else ".")
-            )
+            raise self._without_files(absent)
+
+    def _without_files(self, names: Sequence[str]) -> DensityFileError:
+        others = f", and {len(names) - 1} others that are missing" if names[1:] else ""
+        return DensityFileError(
+            f"{self.folder / names[0]}: there is no such file, neither with .gz or .tar.gz behind "
+            f"it nor as a folder with a CHGCAR; {self.folder / 'filelist.txt'} lists it{others}."
+        )
 
     def _file(self, name: str) -> Path | None:
         plain = self.folder / name
@@ -155,9 +158,9 @@ class EcdSet:
         """
         if self.states is not None and self.has_state(name):
             return self.states.read(self._states_by_name[name])
-        self.require([name])
         path = self._file(name)
-        assert path is not None
+        if path is None:
+            raise self._without_files([name])
         packed = path.name.endswith(".tar.gz")
         return _named(_read_packed(path) if packed else read_density(path), name)
 
