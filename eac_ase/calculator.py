@@ -20,7 +20,7 @@ from ase.calculators.calculator import (
 )
 from numpy.typing import ArrayLike, NDArray
 
-from eac_ase.charge import stated_charge
+from eac_ase.charge import plain_atoms, stated_charge
 from eac_ase.error_estimate import ErrorEstimate, estimate_error
 from eac_ase.formats import density_format
 from eac_ase.grid import DensityGrid
@@ -110,6 +110,9 @@ class EACDensity(BaseCalculator):
     or more inside of it; otherwise a box that ends where the outermost atoms' contributions end
     (``network.config.point_cutoff``), with ``origin`` at its corner.
 
+    Threads may share a calculator for densities. ASE's properties are kept in ``results``, as ASE's
+    calculators do: there every thread needs one of its own (they can share a network).
+
     Raises
     ------
     ModelFileError
@@ -155,6 +158,8 @@ class EACDensity(BaseCalculator):
             path = find_model(default_model() if model is None else model)
             self.network, self.card = load_model(path, first, dtype)
         self.normalize = normalize
+        if normalize:
+            self._check_normalizable()
         self._attached: Atoms | None = None
         self._known: _Known | None = None
         self._last = Atoms()
@@ -342,6 +347,7 @@ class EACDensity(BaseCalculator):
         atoms = self._structure(atoms)
         encoded = self._encode(atoms)
         cell, origin, shape = self._lattice(atoms, shape, spacing, like)
+        self._factor(atoms)  # refused before anything is evaluated
         coarse = shape
         whole = np.allclose(cell, np.asarray(atoms.cell))
         if band_limited and atoms.pbc.all() and not whole:
@@ -376,7 +382,7 @@ class EACDensity(BaseCalculator):
                     devices=self._devices,
                     progress=advance,
                 )
-        grid = self._with_onsite(self._grid(atoms, channels, cell, origin), atoms)
+        grid = self._with_onsite(self._grid(atoms, channels, cell, origin, like), atoms)
         if coarse != shape:
             grid = grid.resample(shape)
         if self.normalize and atoms.pbc.all() and whole:
@@ -436,10 +442,12 @@ class EACDensity(BaseCalculator):
         The structure in the file is that of :meth:`DensityGrid.to_sample`: where the grid needs a
         box of its own, that is its cell, with its corner at the origin.
 
-        Where the calculator normalises, on-site data are those of :meth:`get_onsite_matrices` or
-        :meth:`get_augmentation`, and the density of a fully periodic structure is scaled when all
-        of it is known, so that the sum of the file is exact, as :meth:`get_density_grid` does.
+        Where the calculator normalises, the density of a fully periodic structure is scaled when
+        all of it is known, and its on-site data with it, so that the sum of the file is exact, as
+        :meth:`get_density_grid` does.
         """
+        if not isinstance(path, (str, Path)) and not path:
+            raise GridError("No path is given: where shall the density be written to?")
         for one in [path] if isinstance(path, (str, Path)) else path:
             if density_format(Path(one)) == "xsf":
                 raise GridError(
@@ -569,13 +577,20 @@ class EACDensity(BaseCalculator):
         ------
         ase.calculators.calculator.PropertyNotImplementedError
             The network has no contributions of atoms.
+        StructureError
+            There are no such atoms.
         """
         if reason := self._why_no_contributions():
             raise PropertyNotImplementedError(reason)
         atoms = self._structure(atoms)
         encoded = self._encode(atoms)
         chosen = np.zeros(len(atoms), dtype=bool)
-        chosen[indices] = True
+        try:
+            chosen[indices] = True
+        except IndexError:
+            raise StructureError(
+                f"indices={indices!r}: this structure has the atoms 0 … {len(atoms) - 1}."
+            ) from None
         cell, origin, shape = self._lattice(atoms, shape, spacing, like)
         with progress_bar("atomic density", int(np.prod(shape)), progress) as advance:
             channels = evaluate_grid(
@@ -588,7 +603,7 @@ class EACDensity(BaseCalculator):
                 devices=self._devices,
                 progress=advance,
             )
-        return self._grid(atoms, channels, cell, origin)
+        return self._grid(atoms, channels, cell, origin, like)
 
     def get_number_of_electrons(self, atoms: Atoms | None = None) -> float:
         """∫ρ dr of the predicted density over the cell (or all space).
@@ -876,12 +891,7 @@ class EACDensity(BaseCalculator):
 
     def _electrons(self, atoms: Atoms) -> float:
         """The exact number of electrons of a structure."""
-        if self._pseudo:
-            raise CalculatorSetupError(
-                f"{self.card.name} predicts pseudo densities, which hold their electrons together "
-                "with the matrices D: GPAW normalises both (start_from_density), and so does "
-                "partition(). Leave normalize out."
-            )
+        self._check_normalizable()
         if missing := self._without_valence(atoms):
             raise CalculatorSetupError(
                 f"normalize=True needs to know how many electrons of {', '.join(missing)} the "
@@ -894,6 +904,14 @@ class EACDensity(BaseCalculator):
                 "these atoms, and none would be left. The charge is in units of |e|."
             )
         return valence - charge
+
+    def _check_normalizable(self) -> None:
+        if self._pseudo:
+            raise CalculatorSetupError(
+                f"{self.card.name} predicts pseudo densities, which hold their electrons together "
+                "with the matrices D: GPAW normalises both (start_from_density), and so does "
+                "partition(). Leave normalize out."
+            )
 
     def _valences(self, atoms: Atoms) -> NDArray[np.float64]:
         return np.array([self.card.valence_electrons[symbol] for symbol in atoms.symbols])
@@ -969,19 +987,21 @@ class EACDensity(BaseCalculator):
         channels: NDArray[np.floating],
         cell: NDArray[np.floating],
         origin: NDArray[np.floating],
+        like: DensityGrid | None,
     ) -> DensityGrid:
         channels *= self._factor(atoms)
-        plain = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
-        if atoms.has("initial_magmoms"):
+        plain = plain_atoms(atoms)
+        if self.network.config.spin and atoms.has("initial_magmoms"):
             plain.set_initial_magnetic_moments(atoms.get_initial_magnetic_moments())
-        first, second, third = (bool(flag) for flag in atoms.pbc)
+        # A box in a crystal is open, whatever the crystal is.
+        repeats = atoms.pbc if like is None else atoms.pbc & np.asarray(like.pbc)
         return DensityGrid(
             values=channels.sum(axis=0),
             spin=channels[0] - channels[1] if len(channels) == 2 else None,
             atoms=plain,
             cell=cell,
             origin=origin,
-            pbc=(first, second, third),
+            pbc=tuple(repeats),
             kind=self.card.provenance.density_kind,
             provenance=self.card.provenance,
         )
@@ -1027,9 +1047,13 @@ def _devices(
         return []
     devices = [device] if isinstance(device, (str, torch.device)) else list(device)
     for wanted in devices:
-        if torch.device(wanted).type not in ("cpu", "cuda"):
+        try:
+            kind = torch.device(wanted).type
+        except (RuntimeError, TypeError):
+            kind = "none"
+        if kind not in ("cpu", "cuda"):
             raise CalculatorSetupError(f"device={str(wanted)!r}: 'cpu', 'cuda' or 'cuda:1'.")
-        if torch.device(wanted).type == "cuda" and not torch.cuda.is_available():
+        if kind == "cuda" and not torch.cuda.is_available():
             raise CalculatorSetupError(
                 f"device={str(wanted)!r}: torch finds no GPU here. Leave the device out, or "
                 "install a torch build for your GPU."

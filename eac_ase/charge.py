@@ -1,4 +1,4 @@
-"""The charge that a structure states."""
+"""What of a structure belongs to its density beside the atoms' places: the charge it states."""
 
 from __future__ import annotations
 
@@ -30,3 +30,13 @@ def stated_charge(atoms: Atoms, given: float | None = None) -> float | None:
             'atoms.info["charge"], or delete it.'
         )
     return charge
+
+
+def plain_atoms(atoms: Atoms) -> Atoms:
+    """The structure as its density goes with it: with charge and masses, and nothing else."""
+    plain = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
+    if atoms.has("masses"):
+        plain.set_masses(atoms.get_masses())
+    if "charge" in atoms.info:
+        plain.info["charge"] = atoms.info["charge"]
+    return plain

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 Format = Literal["chgcar", "cube", "h5", "xsf"]
 
+_CHGCAR = re.compile(r"chgcar(?!.*\.(cube|h5|xsf|bz2|xz|zip|gz|json|png|cif|xyz|traj)$).*")
+"""Names, in lower case, with anything behind but the ending of something else."""
+
 
 def density_format(path: Path) -> Format:
     """The format a name stands for.
@@ -33,8 +37,8 @@ def density_format(path: Path) -> Format:
     endings: dict[str, Format] = {".cube": "cube", ".h5": "h5", ".xsf": "xsf"}
     if path.suffix.lower() in endings:
         return endings[path.suffix.lower()]
-    name = path.name.lower().removesuffix(".gz")
-    if name.startswith("chgcar") or name.endswith((".chgcar", ".vasp")):
+    name = path.name.removesuffix(".gz").lower()
+    if name.endswith((".chgcar", ".vasp")) or _CHGCAR.fullmatch(name):
         return "chgcar"
     raise GridError(
         f"{str(path)!r} names no density format. Known are CHGCAR*, *.chgcar and *.vasp (VASP, "

@@ -111,7 +111,7 @@ class DensityGrid:
             spin=sample.spin_density,
             onsite=sample.onsite,
             onsite_spin=sample.onsite_spin,
-            pbc=_flags(sample.atoms.pbc),
+            pbc=tuple(sample.atoms.pbc),
             kind=sample.provenance.density_kind,
             provenance=sample.provenance,
         )
@@ -121,6 +121,7 @@ class DensityGrid:
         atoms = self.atoms.copy()
         atoms.positions -= self.origin
         atoms.set_cell(self.cell)
+        atoms.pbc = self.pbc
         return DensitySample(
             atoms=atoms,
             density=self.values,
@@ -256,12 +257,13 @@ class DensityGrid:
         Returns
         -------
         numpy.ndarray
-            e/Å³, shape (n,) or (…); NaN where an open direction leaves the box.
+            e/Å³, shape (n,) or (…); NaN where an open direction leaves the box, and for NaN.
         """
         values = self._spin_or_zero() if spin else self.values
         points = np.asarray(points, dtype=float)
         fractions = (points - self.origin) @ np.linalg.inv(self.cell)
         outside = (np.abs(fractions - 0.5) > 0.5 + 1e-9) & ~np.asarray(self.pbc)
+        outside |= ~np.isfinite(fractions)
         coefficients = spline_filter(np.asarray(values, dtype=float), order=3, mode="grid-wrap")
         places = np.moveaxis(fractions * self.shape, -1, 0)
         result = map_coordinates(coefficients, places, order=3, mode="grid-wrap", prefilter=False)
@@ -525,8 +527,3 @@ def _added(first: Onsite, second: Onsite) -> Onsite:
     if first is None or second is None or [*map(np.shape, first)] != [*map(np.shape, second)]:
         return None
     return tuple(a + b for a, b in zip(first, second, strict=True))
-
-
-def _flags(pbc: ArrayLike) -> tuple[bool, bool, bool]:
-    first, second, third = (bool(flag) for flag in np.asarray(pbc))
-    return first, second, third

@@ -39,6 +39,7 @@ from eac_ase.adapters.gpaw_state import (
     check_setups,
     fill_density,
 )
+from eac_ase.charge import plain_atoms
 from eac_ase.grid import DensityGrid
 from eac_model.errors import ConfigurationError
 
@@ -523,13 +524,12 @@ def all_electron_density(
         densities = Densities(density.nt_sR, density.D_asii, positions, setups)
     found = densities.all_electron_densities(grid_refinement=refinement, skip_core=not core)
     values = found.gather(broadcast=True).data
-    a, b, c = (bool(flag) for flag in atoms.pbc)
     return DensityGrid(
         values=values.sum(axis=0),
         spin=values[0] - values[1] if len(values) == 2 else None,
-        atoms=Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc),
+        atoms=plain_atoms(atoms),
         cell=np.array(atoms.cell.complete()),
-        pbc=(a, b, c),
+        pbc=tuple(atoms.pbc),
         kind="all-electron",
         provenance=replace(model.card.provenance, density_kind="all-electron"),
     )

@@ -137,7 +137,8 @@ def prepare_vasp_start(
         The input files are damaged or contradict themselves.
     ConfigurationError
         The model does not fit the run: functional, valence electrons, projector channels, kind of
-        calculation. The message names both sides.
+        calculation. The message names both sides. Or the calculator normalises by itself, or the
+        grid is given twice.
     UnknownElementError
         The model was not built for an element.
     GridError
@@ -148,6 +149,13 @@ def prepare_vasp_start(
     Without a second grid, runs with ISPIN = 2 take their magnetisation from MAGMOM.
     """
     began = perf_counter()
+    if shape is not None and like is not None:
+        raise ConfigurationError("Give the grid by its shape or like that of a file, not both.")
+    if calculator.normalize:
+        raise ConfigurationError(
+            "The calculator normalises its densities, occupancies with them: make it without "
+            "normalize=True. What the run needs is scaled here (normalize)."
+        )
     run = VaspRun.read(directory)
     target = run.directory / "CHGCAR"
     if target.exists() and not force:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eac_ase.analysis.moments import charge_of
+from eac_ase.analysis.moments import PART, charge_of, check_inside
 from eac_ase.analysis.paw import sphere_moments
 from eac_ase.grid import DensityGrid
 from eac_model.errors import AnalysisError
@@ -47,8 +47,10 @@ def charges_of(
     Raises
     ------
     AnalysisError
-        The density does not say how many electrons the neutral atoms have.
+        The density does not say how many electrons the neutral atoms have, it holds others, or
+        atoms lie outside of its box.
     """
+    check_inside(grid)
     firsts: Array = np.zeros((len(grid.atoms), 3))
     if grid.kind == "pseudo":
         spheres = sphere_moments(grid)
@@ -68,7 +70,7 @@ def charges_of(
     found = grid.integrate()
     total = charge_of(grid.atoms, charge, found, float(ions.sum())) if normalize else 0.0
     factor = (ions.sum() - total) / found if normalize and found > 0 else 1.0
-    if abs(factor - 1) > 0.1:
+    if abs(factor - 1) > PART:
         raise AnalysisError(
             f"The density holds {found:.3f} electrons, its ions have the charge {ions.sum():.3f} "
             f"and the cell {total:g}: give its charge, or check the valence electrons."
@@ -101,7 +103,7 @@ def _gap(grid: DensityGrid, axis: int) -> Gap | None:
     n = grid.shape[axis]
     empty = np.asarray(grid.values).max(axis=others) < EMPTY
     height = 1 / float(np.linalg.norm(np.linalg.inv(grid.cell)[:, axis]))
-    if empty.all() or not empty.any() or not (grid.pbc[axis] or empty[0]):
+    if empty.all() or not empty.any() or not (grid.pbc[axis] or (empty[0] and empty[-1])):
         return None
     if not grid.pbc[axis]:
         # What counts is the vacuum at the faces of the box.

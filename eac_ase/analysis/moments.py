@@ -21,6 +21,9 @@ ELECTRONS = 0.25
 """A file's density may hold this many electrons more or less than its neutral atoms; beyond, its
 charge or its valence electrons have to be given."""
 
+PART = 0.1
+"""Of the electrons, that a density may be off if the charge of its cell is stated."""
+
 
 def charge_of(atoms: Atoms, given: float | None, found: float, neutral: float) -> float:
     """Charge of the cell: what is stated, or 0 if the density holds the electrons of neutral atoms.
@@ -28,15 +31,38 @@ def charge_of(atoms: Atoms, given: float | None, found: float, neutral: float) -
     Raises
     ------
     AnalysisError
-        None is stated, and the density holds others.
+        The density holds others.
     """
     stated = stated_charge(atoms, given)
-    if stated is None and abs(found - neutral) > ELECTRONS:
+    wanted = neutral - (stated or 0.0)
+    allowed = ELECTRONS if stated is None else max(ELECTRONS, PART * neutral)
+    # Predictions know nothing of a charge: they hold the electrons of neutral atoms.
+    if min(abs(found - wanted), abs(found - neutral)) > allowed:
+        charge = "" if stated is None else f", with the charge {stated:g} of the cell {wanted:g}"
         raise AnalysisError(
-            f"The density holds {found:.3f} electrons, its neutral atoms {neutral:g}. Give the "
-            "charge of the cell, check the valence electrons, or do not normalise."
+            f"The density holds {found:.3f} electrons, its neutral atoms {neutral:g}{charge}. Give "
+            "the charge of the cell, check the valence electrons, or do not normalise."
         )
     return stated or 0.0
+
+
+def check_inside(grid: DensityGrid) -> None:
+    """A density that ends at the faces of a box has to have its atoms in there.
+
+    Raises
+    ------
+    AnalysisError
+        An atom lies outside, along an open direction.
+    """
+    fractions = (grid.atoms.positions - grid.origin) @ np.linalg.inv(grid.cell)
+    outside = (np.abs(fractions - 0.5) > 0.5 + 1e-6) & ~np.asarray(grid.pbc)
+    if outside.any():
+        atom, axis = np.argwhere(outside)[0]
+        raise AnalysisError(
+            f"Atom {atom} ({grid.atoms.symbols[atom]}) lies outside of the grid's box along vector "
+            f"{axis + 1}, an open direction. Move it to the image that the density is of, or take "
+            "a box that holds all atoms."
+        )
 
 
 @dataclass(frozen=True)
@@ -173,9 +199,9 @@ def sphere(
         high = int(np.floor((middle[axis] + reach[axis]) * n))
         if not grid.pbc[axis]:
             low, high = max(low, 0), min(high, n - 1)
+        if high < low:
+            return
         axes.append(torch.arange(low, high + 1, device=device))
-    if min(map(len, axes)) == 0:
-        return
     cell = torch.as_tensor(grid.cell, device=device)
     steps = [
         (axis.double() / n - middle[k])[:, None] * cell[k]

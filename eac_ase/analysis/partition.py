@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from eac_ase.analysis.bader import VACUUM, bader
 from eac_ase.analysis.free_atoms import STEP, core_density
 from eac_ase.analysis.hirshfeld import hirshfeld, iterative_hirshfeld
-from eac_ase.analysis.moments import Moments, charge_of, sphere
+from eac_ase.analysis.moments import Moments, charge_of, check_inside, sphere
 from eac_ase.analysis.paw import all_electron_valence, sphere_moments
 from eac_ase.analysis.voronoi import voronoi
-from eac_ase.charge import stated_charge
+from eac_ase.charge import plain_atoms, stated_charge
 from eac_ase.grid import DensityGrid
 from eac_model.engine import EncodedAtoms
 from eac_model.errors import AnalysisError
@@ -238,7 +238,7 @@ class Partition:
         """
         path = Path(path)
         with replacing(path) as temporary:
-            if path.suffix == ".json":
+            if path.suffix.lower() == ".json":
                 temporary.write_text(self.to_json() + "\n", encoding="utf-8")
             else:
                 kind = "extxyz" if path.suffix in (".xyz", ".extxyz") else None
@@ -294,6 +294,8 @@ def partition(
             "does not have them. Use EACDensity.partition, or another scheme."
         )
     grid = density if isinstance(density, DensityGrid) else DensityGrid.read(density)
+    _check_reference(reference, scheme)
+    check_inside(grid)
     spacing = BASIN_SPACING if scheme == "bader" else SHARE_SPACING
     ready = _prepare(grid, valence_electrons, spacing)
     moments, text, remarks = _divide(ready, scheme, reference, device, progress)
@@ -313,6 +315,7 @@ def partition_of_model(
     progress: bool | None,
 ) -> Partition:
     """What :meth:`EACDensity.partition` returns; `scale` is the calculator's own factor."""
+    _check_reference(reference, scheme)
     if scheme == "eac":
         return _learned_partition(calculator, encoded, atoms, normalize, scale, progress)
     pseudo = calculator.card.provenance.density_kind == "pseudo"
@@ -417,6 +420,11 @@ def _prepare(
     return _Ready(fine, missing, missing_spin, valences, "valence density made of ñ and D")
 
 
+def _check_reference(reference: DensityGrid | None, scheme: Scheme) -> None:
+    if reference is not None and scheme != "bader":
+        raise AnalysisError(f"A reference density decides the basins of bader, not of {scheme}.")
+
+
 def _valences(grid: DensityGrid, known: Mapping[str, float] | None) -> Array | None:
     if known is not None:
         missing = sorted(set(grid.atoms.symbols) - set(known))
@@ -438,8 +446,6 @@ def _divide(
 ) -> tuple[Moments, str, tuple[str, ...]]:
     grid, text = ready.grid, ready.text
     remarks: tuple[str, ...] = ()
-    if reference is not None and scheme != "bader":
-        raise AnalysisError(f"A reference density decides the basins of bader, not of {scheme}.")
     match scheme:
         case "voronoi":
             moments = voronoi(grid, progress=progress)
@@ -484,8 +490,9 @@ def _reference(ready: _Ready, given: DensityGrid | None) -> tuple[Array, str]:
     if given is not None:
         if given.shape != grid.shape or not np.allclose(given.cell, grid.cell, atol=1e-4):
             raise AnalysisError(
-                f"The reference density has {given.shape} points in its cell, the density "
-                f"{grid.shape} in its own: they have to be the same."
+                f"The reference density has {given.shape} points in its cell, the {ready.text} "
+                f"{grid.shape} in its own: they have to be the same. Resample one to the other's "
+                "points."
             )
         return given.values, "the reference density"
     if grid.kind == "all-electron":
@@ -536,10 +543,9 @@ def _finish(
     populations = factor * moments.populations
     seconds = factor * moments.seconds
     trace = np.trace(seconds, axis1=1, axis2=2)[:, None, None] * np.eye(3)
-    plain = Atoms(atoms.numbers, atoms.positions, cell=atoms.cell, pbc=atoms.pbc)
     result = Partition(
         scheme=scheme,
-        structure=plain,
+        structure=plain_atoms(atoms),
         populations=populations,
         charges=None if ready.valences is None else ready.valences - populations,
         moments=None if moments.spins is None else factor * moments.spins,
@@ -555,7 +561,8 @@ def _finish(
         error=error,
         remarks=remarks,
     )
-    for values in vars(result).values():
+    # Calculators keep it and give it away several times.
+    for values in (*vars(result).values(), *result.structure.arrays.values()):
         if isinstance(values, np.ndarray):
             values.setflags(write=False)
     return result

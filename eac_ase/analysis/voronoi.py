@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from ase import Atoms
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 
@@ -24,7 +25,8 @@ def voronoi(grid: DensityGrid, *, progress: bool | None = None) -> Moments:
     A point stands for its voxel. Where that reaches across the face to the cell of another atom,
     both get a part of it, so that errors fall with the square of the grid's spacing.
     """
-    atoms = grid.atoms.copy()
+    # The grid's cell repeats, which may be a box around a structure without one.
+    atoms = Atoms(grid.atoms.numbers, grid.atoms.positions - grid.origin, cell=grid.cell)
     atoms.pbc = grid.pbc
     # No point is farther from some atom than half the sum of the edges.
     reach = float(np.linalg.norm(grid.cell, axis=1).sum()) / 2
@@ -39,7 +41,7 @@ def voronoi(grid: DensityGrid, *, progress: bool | None = None) -> Moments:
         for first in range(0, n1, slab):
             axes = [np.arange(first, min(first + slab, n1)) / n1, np.arange(n2) / n2]
             fractions = np.meshgrid(*axes, np.arange(n3) / n3, indexing="ij")
-            plain = np.stack(fractions, axis=-1).reshape(-1, 3) @ grid.cell + grid.origin
+            plain = np.stack(fractions, axis=-1).reshape(-1, 3) @ grid.cell
             points = wrap_points(plain, atoms)
             distance, image = (x.reshape(-1, k) for x in tree.query(points, k=k))
             parts = _parts(distance, places[image], edges)

@@ -60,7 +60,7 @@ def read_structure(name: str) -> Atoms:
     from ase import Atoms
     from ase.io import read
 
-    from eac_model.data.readers import names_density
+    from eac_model.data.readers import holds_density
 
     try:
         atoms = read(name)
@@ -71,7 +71,7 @@ def read_structure(name: str) -> Atoms:
             raise StructureError(
                 f"{name} is a folder: name the structure file in it, {name.rstrip('/')}/POSCAR say."
             ) from None
-        if names_density(Path(name)):
+        if holds_density(Path(name)):
             raise StructureError(
                 f"{name} is a density: name a structure file, the POSCAR beside it say."
             ) from None

@@ -223,14 +223,14 @@ def _show_potcar(path: Path, as_json: bool) -> None:
 
 def _density_or_structure(path: Path) -> dict[str, Any]:
     from eac_model.data import read_density
-    from eac_model.data.readers import names_density
+    from eac_model.data.readers import holds_density
 
     # ASE's file.traj@-1 names a frame.
     there = Path(str(path).rsplit("@", 1)[0]).is_file()
     try:
         sample = read_density(path)
     except DensityFileError as error:
-        if names_density(path) or not there:
+        if holds_density(path) or not there:
             raise
         try:
             atoms = read_structure(str(path))

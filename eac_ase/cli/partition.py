@@ -143,14 +143,14 @@ def partition(
 def _density(path: Path) -> DensityGrid | None:
     """The density in a file; None if it holds a structure only."""
     from eac_ase.grid import DensityGrid
-    from eac_model.data.readers import names_density
+    from eac_model.data.readers import holds_density
 
-    if not names_density(path):
-        try:
-            return DensityGrid.read(path)
-        except (DensityFileError, GridError):
-            return None
-    return DensityGrid.read(path)
+    try:
+        return DensityGrid.read(path)
+    except (DensityFileError, GridError):
+        if holds_density(path):
+            raise
+        return None
 
 
 def _of_model(
@@ -201,15 +201,15 @@ def _of_file(
     from dataclasses import replace
 
     from eac_ase.analysis import partition
+    from eac_ase.grid import DensityGrid
 
     if all_electron:
         grid = replace(grid, kind="all-electron")
     chgcar = path.name.upper().startswith("CHGCAR")
     electrons = None if valence is None else parse_valences(valence)
-    if electrons is None and chgcar and (path.parent / "POTCAR").is_file():
-        from eac_ase.adapters.potcar import read_potcar
-
-        electrons = {d.symbol: d.valence for d in read_potcar(path.parent / "POTCAR")}
+    potcar = path.parent / "POTCAR"
+    if electrons is None and chgcar and grid.kind == "valence" and potcar.is_file():
+        electrons = _valences_of(potcar)
         say("Valence electrons: those of the POTCAR beside the file.")
     beside = [path.parent / name for name in ("AECCAR0", "AECCAR2")]
     if not references and "bader" in schemes and chgcar and all(p.is_file() for p in beside):
@@ -217,7 +217,7 @@ def _of_file(
         say("Reference density: AECCAR0 + AECCAR2 beside the file.")
     core = None
     for one in references:
-        core = _reference(one) if core is None else core + _reference(one)
+        core = DensityGrid.read(one) if core is None else core + DensityGrid.read(one)
     found = []
     for scheme in schemes:
         with status(scheme, quiet):
@@ -245,20 +245,30 @@ def _of_file(
     return found
 
 
-def _reference(path: Path) -> DensityGrid:
-    from eac_ase.grid import DensityGrid
+def _valences_of(path: Path) -> dict[str, float]:
+    from eac_ase.adapters.potcar import read_potcar
 
-    return DensityGrid.read(path)
+    found: dict[str, float] = {}
+    for one in read_potcar(path):
+        if found.setdefault(one.symbol, one.valence) != one.valence:
+            raise ConfigurationError(
+                f"{path} has data sets of {one.symbol} with {found[one.symbol]:g} and with "
+                f"{one.valence:g} valence electrons. Charges need one number for each element."
+            )
+    return found
 
 
 def _check_target(path: Path, force: bool, schemes: int) -> None:
     check_target(path, force)
-    if path.suffix == ".json":
+    if path.suffix.lower() == ".json":
         return
-    from ase.io.formats import filetype, ioformats
+    from ase.io.formats import UnknownFileTypeError, filetype, ioformats
 
-    kind = ioformats.get(filetype(str(path), read=False))
-    if kind is None or not kind.can_write:
+    try:
+        kind = ioformats.get(filetype(str(path), read=False))
+    except UnknownFileTypeError:
+        kind = None
+    if kind is None or not kind.can_write or kind.name in ("db", "json"):
         raise ConfigurationError(
             f"{path.name} names no format of ASE: write *.json, *.xyz or *.traj."
         )

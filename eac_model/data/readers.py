@@ -33,6 +33,9 @@ _OF_VASP = re.compile(
 )
 """Names, in lower case, that VASP gives to densities, with anything behind."""
 
+_GRID = re.compile(rb"\A(.*\n){9,}?[ \t]*\d+[ \t]+\d+[ \t]+\d+[ \t]*\r?\n")
+"""The numbers of points, behind a structure of VASP."""
+
 
 @dataclass(frozen=True)
 class ConversionFailure:
@@ -92,9 +95,14 @@ def read_density(path: str | Path) -> DensitySample:
     return _read_by_content(path)
 
 
-def names_density(path: Path) -> bool:
-    """Whether a name says that a file holds a density, and not only a structure."""
+def holds_density(path: Path) -> bool:
+    """Whether a file holds a density, whole or damaged, and not only a structure.
+
+    Names say so, but for ``*.vasp``, which is what structures are called as well.
+    """
     name = path.name.lower().removesuffix(".gz")
+    if name.endswith(".vasp") and path.is_file():
+        return _GRID.search(read_bytes(path)) is not None
     endings = (".cube", ".cub", ".h5", ".chgcar", ".gpw")
     return name.endswith(endings) or _OF_VASP.match(name) is not None
 

@@ -15,7 +15,13 @@ from ase.io import Trajectory
 from ase.optimize import BFGS
 
 from eac_ase import DensityGrid, EACDensity
-from eac_model.errors import GridError, ModelFileError, StructureError, UnknownElementError
+from eac_model.errors import (
+    AnalysisError,
+    GridError,
+    ModelFileError,
+    StructureError,
+    UnknownElementError,
+)
 from eac_model.lattice import box_around, grid_shape
 
 
@@ -702,3 +708,62 @@ def test_models_without_spin_ignore_moments_of_three_components(calculator, crys
 def test_full_sites_and_other_uses_of_the_word_are_no_disorder(calculator, water, occupancy):
     water.info["occupancy"] = occupancy
     assert calculator.evaluate([(0.0, 0.0, 0.0)], water)[0] != 0
+
+
+def test_a_box_in_a_crystal_is_open(calculator, crystal):
+    box = DensityGrid(np.zeros((6, 6, 6)), crystal, 2 * np.eye(3), pbc=(False,) * 3)
+    grid = calculator.get_density_grid(crystal, like=box)
+    assert grid.pbc == (False, False, False)
+    assert np.isnan(grid.interpolate([(2.5, 0, 0)])).all()
+    own = calculator.get_density_grid(crystal, shape=(6, 6, 6))
+    assert calculator.get_density_grid(crystal, like=own).pbc == (True, True, True)
+
+
+def test_grids_keep_the_charge_and_the_masses_of_their_structure(calculator, water):
+    water.info["charge"] = 1
+    water.set_masses([1, 2, 3])
+    atoms = calculator.get_density_grid(water, spacing=0.4).atoms
+    assert atoms.info == {"charge": 1}
+    assert list(atoms.get_masses()) == [1, 2, 3]
+
+
+def test_models_without_spin_write_structures_with_moments_of_any_kind(
+    calculator, crystal, tmp_path
+):
+    crystal.set_initial_magnetic_moments(np.ones((len(crystal), 3)))
+    calculator.get_density_grid(crystal, shape=(8, 8, 8)).write(tmp_path / "CHGCAR")
+    assert (tmp_path / "CHGCAR").exists()
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu0x", object()])
+def test_devices_that_are_none_are_refused_by_name(model_file, device):
+    with pytest.raises(CalculatorSetupError, match="cuda"):
+        EACDensity(model_file, device=[device])
+
+
+def test_atoms_that_are_not_there_are_refused(calculator, water):
+    with pytest.raises(StructureError, match=r"0 … 2"):
+        calculator.get_atomic_density(7, water, shape=(6, 6, 6))
+
+
+def test_a_density_is_written_somewhere(calculator, water):
+    with pytest.raises(GridError, match="No path"):
+        calculator.write_density([], water)
+
+
+def test_a_reference_does_not_go_with_learned_charges(calculator, crystal):
+    grid = calculator.get_density_grid(crystal, shape=(8, 8, 8))
+    with pytest.raises(AnalysisError, match="not of eac"):
+        calculator.partition("eac", crystal, reference=grid)
+
+
+def test_what_cannot_be_normalised_is_refused_before_it_is_evaluated(calculator, water):
+    calculator.normalize = True
+    water.info["charge"] = 20
+    with pytest.raises(StructureError, match="none would be left"):
+        calculator.get_density_grid(water, shape=(2000, 2000, 2000))
+
+
+def test_models_of_pseudo_densities_are_not_made_to_normalise():
+    with pytest.raises(CalculatorSetupError, match="Leave normalize out"):
+        EACDensity("si-pbe", device="cpu", normalize=True)

@@ -294,3 +294,23 @@ def test_on_site_data_of_a_grid_with_spin_minus_one_without_stay_complete(tmp_pa
         for found, given in zip(difference.onsite_spin, onsite, strict=True):
             np.testing.assert_array_equal(found, sign * given)
     (magnetic - paired).write(tmp_path / "CHGCAR")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["CHGCAR.bz2", "CHGCAR.xz", "CHGCAR.GZ", "chgcar.png", "CHGCAR.cube.gz", "x.cube.gz"],
+)
+def test_names_of_other_formats_are_not_written_as_chgcar(tmp_path: Path, name: str):
+    with pytest.raises(GridError, match="names no density format"):
+        wave_grid((4, 4, 4)).write(tmp_path / name)
+
+
+def test_open_directions_survive_a_file(tmp_path: Path):
+    wave_grid((4, 4, 4), pbc=(True, True, False)).write(tmp_path / "slab.h5")
+    assert DensityGrid.read(tmp_path / "slab.h5").pbc == (True, True, False)
+
+
+def test_nowhere_has_no_density():
+    values = wave_grid((8, 8, 8)).interpolate([(np.nan, 0, 0), (0.1, 0.2, 0.3)])
+    assert np.isnan(values[0])
+    assert np.isfinite(values[1])

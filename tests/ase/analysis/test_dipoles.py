@@ -82,3 +82,26 @@ def test_an_ion_is_not_made_neutral_by_itself(gaussians):
         dipole_moment(grid)
     assert dipole_moment(grid, charge=-0.5).charge == pytest.approx(-0.5)
     assert dipole_moment(grid, normalize=False).charge == pytest.approx(-0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize("shift", [1, 5, -1, -5])
+def test_an_open_box_must_not_end_in_the_density_on_either_side(polar, shift):
+    """Layers that were cut off at one face."""
+    values = polar.values.copy()
+    kept = np.arange(30)
+    cut = values[kept >= 13 + shift] if shift > 0 else values[kept < 17 + shift]
+    length = len(cut) * 5 / 30
+    cell = np.diag([length, 5, 5])
+    atoms = polar.atoms.copy()
+    start = 5 / 30 * (13 + shift) if shift > 0 else 0.0
+    atoms.positions[0, 0] = np.clip(atoms.positions[0, 0] - start, 0.01, length - 0.01)
+    grid = replace(polar, values=cut, cell=cell, atoms=atoms)
+    with pytest.raises(AnalysisError, match="larger"):
+        dipole_moment(grid, normalize=False)
+
+
+def test_atoms_outside_of_an_open_box_have_no_dipole_moment(polar):
+    atoms = polar.atoms.copy()
+    atoms.positions += polar.cell[1]
+    with pytest.raises(AnalysisError, match="outside"):
+        dipole_moment(replace(polar, atoms=atoms))

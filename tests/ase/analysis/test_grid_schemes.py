@@ -249,3 +249,51 @@ def test_valences_have_to_name_all_elements(salt):
 def test_a_reference_is_for_bader_only(salt):
     with pytest.raises(AnalysisError, match="bader"):
         partition(salt, "voronoi", reference=salt, valence_electrons=VALENCES)
+
+
+def test_voronoi_cells_repeat_with_the_box_of_the_grid(salt):
+    """Whatever cell the atoms have: none, or another one."""
+    origin = np.array([0.3, -0.2, 0.1])
+    whole = partition(salt, "voronoi", valence_electrons=VALENCES)
+    for cell in (np.zeros((3, 3)), 2 * salt.cell):
+        atoms = salt.atoms.copy()
+        atoms.set_cell(cell)
+        atoms.positions += origin
+        found = partition(
+            replace(salt, atoms=atoms, origin=origin), "voronoi", valence_electrons=VALENCES
+        )
+        assert found.populations == pytest.approx(whole.populations, abs=1e-9)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_atoms_outside_of_an_open_box_are_refused(salt, scheme):
+    atoms = salt.atoms.copy()
+    atoms.positions[1] += salt.cell[2]
+    periodic = replace(salt, atoms=atoms, pbc=(False, False, True))
+    partition(periodic, scheme, valence_electrons=VALENCES)
+    with pytest.raises(AnalysisError, match=r"Atom 1 \(Cl\) lies outside of .* vector 3"):
+        partition(replace(periodic, pbc=(False,) * 3), scheme, valence_electrons=VALENCES)
+
+
+def test_a_stated_charge_does_not_excuse_twice_the_electrons(salt):
+    for charge in (0.0, 1.0):
+        with pytest.raises(AnalysisError, match="with the charge"):
+            partition(salt * 2, "voronoi", valence_electrons=VALENCES, charge=charge)
+
+
+def test_a_reference_is_for_bader_alone(salt):
+    with pytest.raises(AnalysisError, match="not of voronoi"):
+        partition(salt, "voronoi", reference=salt, valence_electrons=VALENCES)
+
+
+def test_the_structure_of_a_result_keeps_its_charge_and_masses_and_cannot_be_changed(salt):
+    atoms = salt.atoms.copy()
+    atoms.info["charge"] = 0
+    atoms.set_masses([10, 20])
+    found = partition(replace(salt, atoms=atoms), "voronoi", valence_electrons=VALENCES)
+    assert found.structure.info == {"charge": 0}
+    assert list(found.structure.get_masses()) == [10, 20]
+    with pytest.raises(ValueError, match="read-only"):
+        found.structure.positions += 1
+    copy = found.atoms
+    copy.positions += 1

@@ -102,3 +102,26 @@ def test_targets_and_charges_that_mean_nothing_are_refused_first(structure, mode
     assert "number of elementary charges" in run(*command, "--charge", "nan", code=2).output
     spacing = ["--scheme", "voronoi", "--spacing", 0]
     assert "has to be positive" in run(*command, *spacing, code=2).output
+
+
+def test_a_potcar_says_nothing_of_all_electron_densities(chgcar):
+    (chgcar.parent / "POTCAR").write_text("not looked at")
+    output = run("partition", chgcar, "--all-electron", "--no-normalize", "--json").stdout
+    assert sum(json.loads(output)["hirshfeld"]["charges"]) == pytest.approx(20 - 16, abs=0.2)
+
+
+def test_a_damaged_density_is_not_taken_for_a_structure(chgcar, model_file):
+    text = chgcar.read_text()
+    damaged = chgcar.parent / "o.vasp"
+    damaged.write_text(text[: len(text) // 2])
+    for command in ("partition", "info"):
+        assert "truncated" in run(command, damaged, code=2).output
+
+
+def test_files_of_charges_have_a_name_that_says_their_format(chgcar, tmp_path):
+    for name in ("CHARGES", "q.json.gz", "q.db"):
+        result = run("partition", chgcar, "-o", tmp_path / name, code=2)
+        assert "names no format" in result.output
+        assert "Traceback" not in result.output
+    run("partition", chgcar, "-o", tmp_path / "q.JSON")
+    assert json.loads((tmp_path / "q.JSON").read_text())["scheme"] == "hirshfeld"

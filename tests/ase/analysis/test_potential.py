@@ -104,3 +104,12 @@ def test_what_has_no_potential_says_so(layer, salt, gaussians):
     found = electrostatic_potential(salt, valence_electrons={"Na": 1, "Cl": 7})
     with pytest.raises(AnalysisError, match="no vacuum"):
         found.vacuum_levels()
+
+
+def test_atoms_outside_of_an_open_box_have_no_potential(gaussians):
+    atoms = Atoms("H", [(1.9, 1.7, 2.1)], cell=[3.6, 3.8, 4.0])
+    grid = gaussians(atoms, [1], [ALPHA], (36, 38, 40))
+    atoms = atoms.copy()
+    atoms.positions += grid.cell[0]
+    with pytest.raises(AnalysisError, match="outside"):
+        electrostatic_potential(replace(grid, atoms=atoms), valence_electrons={"H": 1})

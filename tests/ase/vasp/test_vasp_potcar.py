@@ -9,6 +9,8 @@ from ase.calculators.calculator import InputError
 from eac_ase.adapters.potcar import read_potcar
 from eac_model.errors import DensityFileError
 
+from ..conftest import run
+
 
 @pytest.fixture
 def potcar(tmp_path):
@@ -118,3 +120,14 @@ def test_a_missing_or_cut_off_file_is_refused(tmp_path, made_up_potcar):
     packed.write_bytes(gzip.compress(made_up_potcar("O").encode())[:-20])
     with pytest.raises(DensityFileError, match="gzip"):
         read_potcar(packed)
+
+
+def test_charges_need_one_number_of_valence_electrons_for_each_element(
+    made_up_potcar, complete, ice, tmp_path
+):
+    complete.get_density_grid(ice, shape=(12, 12, 12)).write(tmp_path / "CHGCAR")
+    sets = [("O", 6.0), ("O", 4.0), ("H", 1.0)]
+    text = "".join(made_up_potcar(symbol, valence=valence) for symbol, valence in sets)
+    (tmp_path / "POTCAR").write_text(text)
+    output = run("partition", tmp_path / "CHGCAR", code=2).output
+    assert "data sets of O with 6 and with 4" in output

@@ -580,3 +580,13 @@ def test_a_silent_card_is_pointed_out(make_run, ice, complete):
     )
     notes = prepare_vasp_start(make_run(ice, PBE), complete).notes
     assert any("does not say its functional, number of electrons of H" in note for note in notes)
+
+
+def test_what_would_be_done_twice_is_refused(make_run, ice, complete):
+    folder = make_run(ice)
+    with pytest.raises(ConfigurationError, match="not both"):
+        prepare_vasp_start(folder, complete, shape=(20, 20, 20), like="OUTCAR")
+    complete.normalize = True
+    with pytest.raises(ConfigurationError, match="normalises"):
+        prepare_vasp_start(folder, complete)
+    assert not (folder / "CHGCAR").exists()
