@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,12 +83,18 @@ def samples_in(path: Path) -> Iterator[tuple[str, DensitySample]]:
     DensityFileError
         The file, or a sample of the store, cannot be read.
     """
+    for name, read in references_in(path):
+        yield name, read()
+
+
+def references_in(path: Path) -> Iterator[tuple[str, Callable[[], DensitySample]]]:
+    """As :func:`samples_in`, but samples are read, or fail, one by one."""
     if not path.is_dir():
-        yield str(path), read_density(path)
+        yield str(path), partial(read_density, path)
         return
     store = DensityStore.open(path)
     for index, entry in enumerate(store.entries):
-        yield f"{path}[{index}] {entry.source}".rstrip(), store.read(index)
+        yield f"{path}[{index}] {entry.source}".rstrip(), partial(store.read, index)
 
 
 def kinds_differ(calculator: EACDensity, sample: DensitySample) -> bool:

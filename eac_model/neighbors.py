@@ -12,7 +12,6 @@ from types import ModuleType
 import numpy as np
 import torch
 from ase import Atoms
-from ase.cell import Cell
 from numpy.typing import NDArray
 from scipy.spatial import cKDTree
 from vesin import NeighborList
@@ -86,7 +85,7 @@ def check_structure(
                 f"Direction {axis} is periodic but has no cell vector. "
                 "Give the structure a cell, or set pbc to False along it."
             )
-    if abs(complete_cell(atoms).volume) < 1e-6 * max(1.0, lengths.max()) ** 3:
+    if abs(atoms.cell.complete().volume) < 1e-6 * max(1.0, lengths.max()) ** 3:
         raise StructureError("The cell vectors lie in one plane (volume zero).")
     if elements is not None:
         unknown = sorted(
@@ -108,11 +107,6 @@ def check_structure(
         )
 
 
-def complete_cell(atoms: Atoms) -> Cell:
-    """The cell with unit vectors put in for missing ones (open directions only)."""
-    return atoms.cell.complete()
-
-
 def _atom_pairs(atoms: Atoms, cutoff: float) -> tuple[NDArray, NDArray, NDArray]:
     if cutoff == 0:
         none = np.empty(0, dtype=np.int64)
@@ -120,7 +114,7 @@ def _atom_pairs(atoms: Atoms, cutoff: float) -> tuple[NDArray, NDArray, NDArray]
     neighbors = NeighborList(cutoff=cutoff, full_list=True)
     i, j, vectors = neighbors.compute(
         points=np.ascontiguousarray(atoms.positions, dtype=np.float64),
-        box=np.ascontiguousarray(complete_cell(atoms), dtype=np.float64),
+        box=np.ascontiguousarray(atoms.cell.complete(), dtype=np.float64),
         periodic=atoms.pbc,
         quantities="ijD",
     )
@@ -164,7 +158,7 @@ def periodic_images(atoms: Atoms, cutoff: float) -> tuple[NDArray[np.int64], NDA
         Shape (images, 3), Å. Along periodic directions every image within ``cutoff`` of the cell
         0 ≤ fraction < 1 is present; along open directions the atoms stand where they are.
     """
-    cell = np.asarray(complete_cell(atoms))
+    cell = np.asarray(atoms.cell.complete())
     fractions = _wrapped_fractions(atoms.positions, atoms)
     # Distance between opposite faces: 1 / |reciprocal vector|.
     reach = cutoff * np.linalg.norm(np.linalg.inv(cell), axis=0)
@@ -181,11 +175,11 @@ def periodic_images(atoms: Atoms, cutoff: float) -> tuple[NDArray[np.int64], NDA
 
 def wrap_points(points: NDArray, atoms: Atoms) -> NDArray[np.float64]:
     """Points moved into the home cell along the periodic directions, Å."""
-    return _wrapped_fractions(points, atoms) @ np.asarray(complete_cell(atoms))
+    return _wrapped_fractions(points, atoms) @ np.asarray(atoms.cell.complete())
 
 
 def _wrapped_fractions(positions: NDArray, atoms: Atoms) -> NDArray[np.float64]:
-    cell = np.asarray(complete_cell(atoms))
+    cell = np.asarray(atoms.cell.complete())
     fractions = np.asarray(positions, dtype=float) @ np.linalg.inv(cell)
     return np.where(atoms.pbc, fractions - np.floor(fractions), fractions)
 

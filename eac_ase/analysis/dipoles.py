@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from eac_ase.analysis.moments import PART, charge_of, check_inside
+from eac_ase.analysis.moments import PART, charge_of, check_inside, valences_of
 from eac_ase.analysis.paw import sphere_moments
 from eac_ase.grid import DensityGrid
 from eac_model.errors import AnalysisError
@@ -55,13 +55,8 @@ def charges_of(
     if grid.kind == "pseudo":
         spheres = sphere_moments(grid)
         ions, firsts = -np.sqrt(4 * np.pi) * spheres.coefficients[:, 0], spheres.firsts
-    elif valence_electrons is not None:
-        missing = sorted(set(grid.atoms.symbols) - set(valence_electrons))
-        if missing:
-            raise AnalysisError(f"valence_electrons says nothing of {', '.join(missing)}.")
-        ions = np.array([float(valence_electrons[symbol]) for symbol in grid.atoms.symbols])
-    elif grid.kind == "all-electron":
-        ions = grid.atoms.numbers.astype(float)
+    elif (valences := valences_of(grid, valence_electrons)) is not None:
+        ions = valences
     else:
         raise AnalysisError(
             f"The charges of the ions are not known: this density is of the kind {grid.kind!r}. "

@@ -13,9 +13,11 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 from ase.data import chemical_symbols
 from numpy.typing import NDArray
 from scipy.interpolate import CubicSpline
+from torch import Tensor
 
 from eac_model.errors import AnalysisError
 
@@ -39,6 +41,14 @@ class RadialDensity:
     def radius(self) -> float:
         """Where it ends, Å."""
         return STEP * (len(self.values) - 1)
+
+    def at(self, distance: Tensor) -> Tensor:
+        """Values at distances up to the radius, Å, by linear interpolation."""
+        table = torch.as_tensor(self.values, device=distance.device)
+        x = distance / STEP
+        low = x.long().clamp(max=len(table) - 2)
+        share = x - low
+        return table[low] * (1 - share) + table[low + 1] * share
 
     def mixed(self, other: RadialDensity, share: float) -> RadialDensity:
         """(1 − share) · self + share · other."""

@@ -5,9 +5,8 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from eac_ase.analysis.free_atoms import STEP, RadialDensity, free_atom, free_ion
+from eac_ase.analysis.free_atoms import RadialDensity, free_atom, free_ion
 from eac_ase.analysis.moments import Moments, Sums, sphere
 from eac_ase.grid import DensityGrid
 from eac_ase.progress import Advance, progress_bar
@@ -93,25 +92,16 @@ def _share(
 ) -> Moments:
     places = grid.atoms.positions
     total = torch.zeros(grid.values.size, dtype=torch.float64, device=device)
-    tables = [torch.as_tensor(radial.values, device=device) for radial in radials]
-    for place, radial, table in zip(places, radials, tables, strict=True):
+    for place, radial in zip(places, radials, strict=True):
         for part in sphere(grid, place, radial.radius, device):
-            total.index_add_(0, part.point, _at(table, part.distance))
+            total.index_add_(0, part.point, radial.at(part.distance))
         advance(1)
     empty = total < DILUTE
     inverse = torch.where(empty, 0.0, 1 / total.clamp(min=DILUTE))
     sums = Sums(grid, device)
-    for atom, (place, radial, table) in enumerate(zip(places, radials, tables, strict=True)):
+    for atom, (place, radial) in enumerate(zip(places, radials, strict=True)):
         for part in sphere(grid, place, radial.radius, device):
-            weight = _at(table, part.distance) * inverse[part.point]
+            weight = radial.at(part.distance) * inverse[part.point]
             sums.add(atom, part.point, part.vectors, weight)
         advance(1)
     return sums.result(empty)
-
-
-def _at(table: Tensor, distance: Tensor) -> Tensor:
-    """Linear interpolation of a table with equal steps."""
-    x = distance / STEP
-    low = x.long().clamp(max=len(table) - 2)
-    share = x - low
-    return table[low] * (1 - share) + table[low + 1] * share

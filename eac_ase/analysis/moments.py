@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,6 +44,24 @@ def charge_of(atoms: Atoms, given: float | None, found: float, neutral: float) -
             "the charge of the cell, check the valence electrons, or do not normalise."
         )
     return stated or 0.0
+
+
+def valences_of(grid: DensityGrid, known: Mapping[str, float] | None) -> Array | None:
+    """Electrons of each neutral atom that a density counts, (n,); None where nothing says it.
+
+    Raises
+    ------
+    AnalysisError
+        An element is missing in what is known.
+    """
+    if known is None:
+        return grid.atoms.numbers.astype(float) if grid.kind == "all-electron" else None
+    missing = sorted(set(grid.atoms.symbols) - set(known))
+    if missing:
+        raise AnalysisError(
+            f"valence_electrons does not say how many of {', '.join(missing)} the density counts."
+        )
+    return np.array([float(known[symbol]) for symbol in grid.atoms.symbols])
 
 
 def check_inside(grid: DensityGrid) -> None:

@@ -16,9 +16,9 @@ from ase.io import write
 from numpy.typing import NDArray
 
 from eac_ase.analysis.bader import VACUUM, bader
-from eac_ase.analysis.free_atoms import STEP, core_density
+from eac_ase.analysis.free_atoms import core_density
 from eac_ase.analysis.hirshfeld import hirshfeld, iterative_hirshfeld
-from eac_ase.analysis.moments import Moments, charge_of, check_inside, sphere
+from eac_ase.analysis.moments import Moments, charge_of, check_inside, sphere, valences_of
 from eac_ase.analysis.paw import all_electron_valence, sphere_moments
 from eac_ase.analysis.voronoi import voronoi
 from eac_ase.charge import plain_atoms, stated_charge
@@ -401,7 +401,7 @@ def _learned_partition(
             ready, valences=spheres.valences, text=ready.text + ", with those of the PAW spheres"
         )
     else:
-        ready = replace(ready, valences=_valences(grid, valences))
+        ready = replace(ready, valences=valences_of(grid, valences))
     return _finish("eac", ready, moments, charge, normalize, ready.text, learned.error, ())
 
 
@@ -410,7 +410,7 @@ def _prepare(
 ) -> _Ready:
     nothing = np.zeros(len(grid.atoms))
     if grid.kind != "pseudo":
-        valences = _valences(grid, valence_electrons)
+        valences = valences_of(grid, valence_electrons)
         return _Ready(grid, nothing, None, valences, f"{grid.kind} density")
 
     valences = sphere_moments(grid).valences  # first of all: it refuses grids without D
@@ -423,18 +423,6 @@ def _prepare(
 def _check_reference(reference: DensityGrid | None, scheme: Scheme) -> None:
     if reference is not None and scheme != "bader":
         raise AnalysisError(f"A reference density decides the basins of bader, not of {scheme}.")
-
-
-def _valences(grid: DensityGrid, known: Mapping[str, float] | None) -> Array | None:
-    if known is not None:
-        missing = sorted(set(grid.atoms.symbols) - set(known))
-        if missing:
-            raise AnalysisError(
-                f"valence_electrons does not say how many of {', '.join(missing)} the density "
-                "counts."
-            )
-        return np.array([float(known[symbol]) for symbol in grid.atoms.symbols])
-    return grid.atoms.numbers.astype(float) if grid.kind == "all-electron" else None
 
 
 def _divide(
@@ -509,13 +497,8 @@ def _reference(ready: _Ready, given: DensityGrid | None) -> tuple[Array, str]:
         grid.atoms.numbers, cores, grid.atoms.positions, strict=True
     ):
         core = core_density(int(number), float(electrons))
-        table = torch.from_numpy(core.values)
         for part in sphere(grid, place, core.radius):
-            x = part.distance / STEP
-            low = x.long().clamp(max=len(table) - 2)
-            values.index_add_(
-                0, part.point, table[low] * (1 - (x - low)) + table[low + 1] * (x - low)
-            )
+            values.index_add_(0, part.point, core.at(part.distance))
     return values.numpy().reshape(grid.shape), "the same with cores of free atoms"
 
 

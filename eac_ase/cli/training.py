@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -29,6 +29,9 @@ from eac_ase.cli.console import (
     status,
 )
 from eac_model.errors import EACError
+
+if TYPE_CHECKING:
+    from eac_model.data import DensitySample
 
 WIDE = 110
 """Columns of a terminal that has room for everything."""
@@ -62,6 +65,7 @@ def train(
     with status("loading"):
         from eac_model.training import TrainingConfig
         from eac_model.training import train as run
+        from eac_model.training.run import TERMINATED
 
         settings = TrainingConfig.from_yaml(config)
     directory = directory or Path("runs") / config.stem
@@ -70,14 +74,15 @@ def train(
             model = run(settings, directory, resume=resume)
     except SystemExit as ended:
         # Lightning turns Ctrl-C into an ordinary exit.
-        if isinstance(ended.__context__, KeyboardInterrupt):
-            say(
-                f"Interrupted. Go on with:\neac train {config} --directory {directory} --resume"
-                if (directory / "checkpoints" / "last.ckpt").exists()
-                else "Interrupted; there is no checkpoint yet."
-            )
-            raise typer.Exit(INTERRUPTED) from ended
-        raise
+        by_hand = isinstance(ended.__context__, KeyboardInterrupt)
+        if not by_hand and ended.code != TERMINATED:
+            raise
+        say(
+            f"Interrupted. Go on with:\neac train {config} --directory {directory} --resume"
+            if (directory / "checkpoints" / "last.ckpt").exists()
+            else "Interrupted; there is no checkpoint yet."
+        )
+        raise typer.Exit(INTERRUPTED if by_hand else TERMINATED) from ended
     if int(os.environ.get("LOCAL_RANK", "0")) == 0:  # of several processes one speaks
         shown = escape(str(model))
         Console().print(f"Model: {shown}\nTry it: eac evaluate {shown} FILES")
@@ -114,26 +119,38 @@ def evaluate(
 ) -> None:
     """Compare predictions with reference densities, at every point of the references.
 
-    Files that cannot be used are reported, the others evaluated; the exit code is then 2.
+    Files, and samples of stores, that cannot be used are reported, the others evaluated; the exit
+    code is then 2.
     """
-    from eac_ase.evaluation import SampleErrors, evaluate_sample, kinds_differ, samples_in
+    from eac_ase.evaluation import SampleErrors, evaluate_sample, kinds_differ, references_in
 
     calculator = open_calculator(model, device, normalize=False)
     total, rows, failures = SampleErrors(), [], []
+    found: list[tuple[str, Callable[[], DensitySample]]] = []
+
+    def fail(name: str, error: Exception) -> None:
+        failures.append({"file": name, "error": str(error)})
+        complain(str(error) if name in str(error) else f"{name}: {error}")
+
     for path in references:
         try:
-            for name, sample in samples_in(path):
-                if kinds_differ(calculator, sample):
-                    say(
-                        f"{name} is a {sample.provenance.density_kind} density, the model "
-                        f"predicts {calculator.card.provenance.density_kind} densities."
-                    )
-                errors = evaluate_sample(calculator, sample)
-                total += errors
-                rows.append({"file": name, **errors.as_dict()})
+            found += references_in(path)
         except (EACError, OSError) as error:
-            failures.append({"file": str(path), "error": str(error)})
-            complain(str(error) if str(path) in str(error) else f"{path}: {error}")
+            fail(str(path), error)
+    for name, read in found:
+        try:
+            sample = read()
+            if kinds_differ(calculator, sample):
+                say(
+                    f"{name} is a {sample.provenance.density_kind} density, the model "
+                    f"predicts {calculator.card.provenance.density_kind} densities."
+                )
+            errors = evaluate_sample(calculator, sample)
+        except (EACError, OSError) as error:
+            fail(name, error)
+            continue
+        total += errors
+        rows.append({"file": name, **errors.as_dict()})
     if not rows:
         raise typer.Exit(WRONG_INPUT)
     result = {

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from ase.data import atomic_numbers
+from ase.data import atomic_numbers, reference_states
 from ase.formula import Formula
 from pydantic import (
+    AfterValidator,
     BaseModel,
     BeforeValidator,
     ConfigDict,
@@ -66,7 +67,11 @@ def _ascending(value: tuple[float, float]) -> tuple[float, float]:
     return value
 
 
-Range = Annotated[tuple[NonNegativeFloat, NonNegativeFloat], BeforeValidator(_as_range), Field()]
+Range = Annotated[
+    tuple[NonNegativeFloat, NonNegativeFloat],
+    BeforeValidator(_as_range),
+    AfterValidator(_ascending),
+]
 Symbols = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_as_numbers), Field(min_length=1)]
 LatticeConstants = Annotated[
@@ -128,6 +133,13 @@ class _Entry(_Section):
     defaults: ClassVar[dict[str, Any]] = {}
     lists: ClassVar[tuple[str, ...]] = ()
 
+    @model_validator(mode="after")
+    def _members_differ(self) -> Self:
+        names = self.members()
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise ValueError(f"{twice[0]!r} is there twice")
+        return self
+
     def members(self) -> tuple[str, ...]:
         """Names of the members."""
         raise NotImplementedError
@@ -146,11 +158,6 @@ class _Distorted(_Entry):
     moments are calculated with spin."""
     order: Literal["ferromagnetic", "antiferromagnetic", "random"] = "ferromagnetic"
     """Signs of the moments: all positive; alternating among the atoms of an element; drawn."""
-
-    @field_validator("scale", "rattle")
-    @classmethod
-    def _ranges_ascend(cls, value: tuple[float, float]) -> tuple[float, float]:
-        return _ascending(value)
 
     @field_validator("moments")
     @classmethod
@@ -185,6 +192,11 @@ class _OfCrystals(_Distorted):
                     raise ValueError(
                         f"formulas: the elements of {formula} are as {_ratio(shares)}, those of "
                         f"{lattice} as {_ratio(wanted)}"
+                    )
+                if lattice == "own" and not _has_own_lattice(formula):
+                    raise ValueError(
+                        f"formulas: ASE knows no crystal of {formula!r} with one lattice constant; "
+                        "name a lattice other than own"
                     )
         return self
 
@@ -221,6 +233,13 @@ class PhononEntry(_OfCrystals):
     """Source of the force constants: ``emt`` is ASE's for Al, Cu, Ag, Au, Ni, Pd, Pt, the other
     matscipy's for Si."""
 
+    @model_validator(mode="after")
+    def _potential_knows_the_elements(self) -> Self:
+        for formula in self.formulas:
+            if self.potential == "stillinger-weber" and set(Formula(formula).count()) != {"Si"}:
+                raise ValueError(f"potential: stillinger-weber is of Si, not of {formula}")
+        return self
+
 
 class AlloyEntry(_Distorted):
     """Random alloys: elements drawn for the sites of a lattice, volume by Zen's law."""
@@ -242,6 +261,8 @@ class AlloyEntry(_Distorted):
     def _lattices_exist(self) -> Self:
         for symbol in self.elements:
             _check_element(symbol)
+        if len(set(self.elements)) < 2:
+            raise ValueError("elements: an alloy has two elements or more")
         for lattice in self.lattices:
             if lattice not in PROTOTYPES or PROTOTYPES[lattice].shares != (1,):
                 raise ValueError(f"lattices: {lattice!r} is no prototype of one element")
@@ -267,6 +288,13 @@ class SlabEntry(_OfCrystals):
     """Vacuum on either side, Å."""
     vacancies: Annotated[int, Field(ge=0)] = 0
     """Atoms taken out at random."""
+
+    @field_validator("miller")
+    @classmethod
+    def _is_a_plane(cls, value: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not any(value):
+            raise ValueError("a plane has an index other than 0")
+        return value
 
     def members(self) -> tuple[str, ...]:
         """``formula-lattice-hkl``."""
@@ -498,6 +526,11 @@ def split_member(member: str) -> tuple[str, str]:
 def _check_element(symbol: str) -> None:
     if atomic_numbers.get(symbol, 0) < 1:
         raise ValueError(f"{symbol!r} is no element")
+
+
+def _has_own_lattice(formula: str) -> bool:
+    state = reference_states[atomic_numbers[formula]] if formula in atomic_numbers else None
+    return state is not None and "a" in state
 
 
 def _shares(formula: str) -> tuple[int, ...]:

@@ -89,11 +89,7 @@ def build(task: Task) -> Atoms:
 def _unit(formula: str, lattice: str, a: float | None, *, primitive: bool) -> Atoms:
     """Undistorted cell."""
     if lattice == "own":
-        state = reference_states[atomic_numbers[formula]]
-        if state is None or "a" not in state:
-            raise ConfigurationError(
-                f"ASE knows no crystal of {formula}: name lattices other than `own`."
-            )
+        state: Any = reference_states[atomic_numbers[formula]]
         cubic = not primitive and state["symmetry"] in ("sc", "fcc", "bcc", "diamond")
         return _plain(bulk(formula, a=a, cubic=cubic))
     elements = tuple(Formula(formula).count())

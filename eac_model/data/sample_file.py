@@ -50,7 +50,7 @@ from eac_model.data.sample import (
 )
 from eac_model.data.sampling import SamplingMap
 from eac_model.errors import DensityFileError, EACError, GridError
-from eac_model.files import replacing
+from eac_model.files import write_bytes
 
 FORMAT = "eac-density-sample"
 _VERSION = 1
@@ -90,7 +90,9 @@ def write_sample(
     # From version 1.10 of the format on, the indices of many chunks are small and quick. The root
     # keeps to eight members and eight attributes: more go into a heap, which is slower and whose
     # damage may send the HDF5 library round for ever.
-    with replacing(path) as temporary, h5py.File(temporary, "w", libver=("v110", "v110")) as file:
+    # In memory first: of a full disk the library dies, in Python it is an error.
+    image = {"driver": "core", "backing_store": False}
+    with h5py.File(str(path), "w", libver=("v110", "v110"), **image) as file:
         atoms = sample.atoms
         write_identity(file, atoms, sample.provenance)
         for name, value in (attributes or {}).items():
@@ -118,6 +120,9 @@ def write_sample(
             for name, value in vars(SamplingMap.from_grid(atoms, sample.density)).items():
                 many = {} if np.ndim(value) < 3 else _COMPRESSED
                 group.create_dataset(name, data=value, **many)
+        file.flush()
+        content = file.id.get_file_image()
+    write_bytes(path, content)
 
 
 class SampleFile:

@@ -268,7 +268,7 @@ def _load_entries(path: Path) -> list[StoreEntry]:
     """Entries of all sample files, from the index where it knows them."""
     indexed: dict[str, StoreEntry] = {}
     index = path / "index.jsonl"
-    for line in index.read_text().splitlines() if index.exists() else []:
+    for line in index.read_text("utf-8", "replace").splitlines() if index.exists() else []:
         try:
             fields = json.loads(line)
             entry = StoreEntry(**{**fields, "shape": tuple(fields["shape"])})

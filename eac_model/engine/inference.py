@@ -32,7 +32,6 @@ from eac_model.lattice import checked_shape
 from eac_model.neighbors import (
     atom_graph,
     check_structure,
-    complete_cell,
     periodic_images,
     wrap_points,
 )
@@ -298,7 +297,7 @@ def integrate_density(
         Contributions of atoms are asked of a network that has none.
     """
     shape = checked_shape(shape)
-    spanned = np.asarray(complete_cell(encoded.atoms) if cell is None else cell)
+    spanned = np.asarray(encoded.atoms.cell.complete() if cell is None else cell)
     voxel = abs(np.linalg.det(spanned)) / np.prod(shape)
     wanted = _Wanted(integrals=by_atom)
     workers = _workers(network, encoded, devices)
@@ -641,7 +640,7 @@ def _blocks_of_grid(
     block_size: int,
 ) -> Iterator[tuple[tuple[slice, slice, slice], NDArray[np.float64]]]:
     """Windows of a grid, as cubic as they can be, and the positions of their points."""
-    vectors = np.asarray(complete_cell(encoded.atoms) if cell is None else cell, dtype=float)
+    vectors = np.asarray(encoded.atoms.cell.complete() if cell is None else cell, dtype=float)
     start = np.zeros(3) if origin is None else np.asarray(origin, dtype=float)
     steps = np.linalg.norm(vectors, axis=1) / shape
     width = np.cbrt(block_size * np.prod(steps))

@@ -27,7 +27,6 @@ from eac_model.engine.onsite import Rows, evaluate_onsite, total_and_spin
 from eac_model.errors import GridError
 from eac_model.files import alone, replacing
 from eac_model.lattice import checked_shape
-from eac_model.neighbors import complete_cell
 from eac_model.network import DensityNetwork
 
 Onsite = tuple[Rows | None, Rows | None]
@@ -228,7 +227,7 @@ def _fill(
     devices: Devices,
     progress: Progress | None,
 ) -> None:
-    cell = np.asarray(complete_cell(encoded.atoms))
+    cell = np.asarray(encoded.atoms.cell.complete())
     plane = shape[1] * shape[2]
     with _opened(path, "r") as file:
         done = int(file.attrs["done"])

@@ -242,8 +242,10 @@ class OnsiteHead(nn.Module):
                 yield name, self.get_buffer(name)
 
     @torch.no_grad()
-    def fit(self, samples: Iterable[DensitySample]) -> None:
+    def fit(self, samples: Iterable[DensitySample], *, all_elements: bool = True) -> None:
         """Set shift and spread of every block from data.
+
+        Without ``all_elements`` those that have no data keep what they have.
 
         For spin models they belong to ρ↑ (or ρ↓) alone, and the spread is that of half the sum or
         of half the difference of the spins, whichever is larger.
@@ -261,9 +263,12 @@ class OnsiteHead(nn.Module):
                     self.layout.check_size(symbol, np.size(values))
                     found[symbol][rows].append(np.ravel(values) @ basis / self.n_spin)
         for symbol, (total, spin) in found.items():
+            if not total and not all_elements:
+                continue
             if not total:
                 raise ConfigurationError(
-                    f"network.onsite: the training data have no on-site data of {symbol}."
+                    f"network.onsite: the training data have no on-site data of {symbol}. Leave "
+                    "the element out, or learn the density alone: network: {onsite: null}."
                 )
             values = np.array(total)
             shift, spread = np.zeros(values.shape[1]), np.zeros(values.shape[1])

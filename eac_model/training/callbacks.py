@@ -148,9 +148,13 @@ class Recorder(Callback):
         if at_end or step % config.log_every == 0:
             self._record(trainer, pl_module, {})
         if at_end or step % config.checkpoint_every == 0:
-            if not self._validate:
-                self._save_averaged(trainer, pl_module, {})
-            self.save_state(trainer, pl_module)
+            self.save(trainer, pl_module)
+
+    def save(self, trainer: pl.Trainer, module: TrainingModule) -> None:
+        """Write the state of the run and, where no validation decides on it, the model."""
+        if not self._validate:
+            self._save_averaged(trainer, module, {})
+        self.save_state(trainer, module)
 
     def validation_follows(self, step: int) -> bool:
         """Whether structures left out are evaluated after this step."""
@@ -246,7 +250,7 @@ class Recorder(Callback):
 
 
 class EndOnInterrupt(Callback):
-    """Ctrl-C ends a run behind its current step, with a checkpoint; a second one ends it at once.
+    """Ctrl-C or SIGTERM end a run behind its step, with a checkpoint; a second Ctrl-C at once.
 
     It must come last. In several processes, which need not meet Ctrl-C in the same step, and where
     it is ignored or handled by the program already, nothing is changed.
@@ -277,8 +281,11 @@ class EndOnInterrupt(Callback):
     ) -> None:
         """Save and end, unless a validation comes first."""
         assert isinstance(pl_module, TrainingModule)
+        # Of SIGTERM, Lightning ends the run behind this.
+        ends = self._asked or trainer.received_sigterm
+        if ends and not self._recorder.validation_follows(trainer.global_step):
+            self._recorder.save(trainer, pl_module)
         if self._asked and not self._recorder.validation_follows(trainer.global_step):
-            self._recorder.save_state(trainer, pl_module)
             raise KeyboardInterrupt
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:

@@ -5,6 +5,7 @@ The field docstrings are the documentation of the keys.
 
 from __future__ import annotations
 
+import glob
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -40,6 +41,18 @@ NonNegativeFloat = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 def _as_tuple(value: Any) -> Any:
     return (value,) if isinstance(value, str | Path) else value
+
+
+def _as_text(value: Any) -> Any:
+    return str(value) if isinstance(value, int) else value
+
+
+def _left_out(value: Any) -> Any:
+    whole = isinstance(value, int) and not isinstance(value, bool) and value >= 0
+    share = isinstance(value, float) and 0 < value < 1
+    if not (whole or share or isinstance(value, str | Path | list | tuple)):
+        raise ValueError(f"files, a number of structures, or a fraction below 1; not {value!r}")
+    return value
 
 
 Files = Annotated[tuple[str, ...], BeforeValidator(_as_tuple), Field(min_length=1)]
@@ -101,7 +114,7 @@ class DataSection(_Section):
 
     train: Files
     """Density files, stores and globs (``frames/*.h5``), relative to the configuration file."""
-    validation: Files | Annotated[int, Field(ge=0)] | Annotated[float, Field(gt=0, lt=1)] = 0
+    validation: Annotated[Files | int | float, BeforeValidator(_left_out)] = 0
     """Left-out structures: files (taken out of ``train`` if it matches them too), a number of
     structures, or a fraction of them; the last two are chosen by ``seed`` such that of every
     element a structure remains to train on. 0: none."""
@@ -234,7 +247,7 @@ class TrainingConfig(_Section):
     its densities are of another code, functional or kind, free atoms are fitted anew."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Decides initial weights, left-out structures and every draw."""
-    precision: Literal["32", "64", "bf16-mixed"] = "32"
+    precision: Annotated[Literal["32", "64", "bf16-mixed"], BeforeValidator(_as_text)] = "32"
     """``bf16-mixed``: automatic mixed precision, meant for GPUs."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """Device to train on; ``auto`` takes a GPU if there is one."""
@@ -282,8 +295,12 @@ class TrainingConfig(_Section):
         return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
     def _relative_to(self, folder: Path) -> TrainingConfig:
+        # Brackets in the folder's own name are no pattern.
+        inside = Path(glob.escape(str(folder)))
+
         def absolute(files: Files) -> tuple[str, ...]:
-            return tuple(str(folder / Path(file).expanduser()) for file in files)
+            paths = [Path(file).expanduser() for file in files]
+            return tuple(str((folder if (folder / p).exists() else inside) / p) for p in paths)
 
         data = self.data
         update: dict[str, Any] = {"train": absolute(data.train)}
@@ -299,12 +316,13 @@ class TrainingConfig(_Section):
 
 def _explain(error: ValidationError) -> str:
     """Every problem on a line of its own, named by its dotted key."""
-    kinds = ("Files", "function-before", "constrained-", "tuple", "int", "float", "none")
-    union = kinds + ARCHITECTURE_NAMES
+    names = {"Files", "OnsiteLayout", "int", "float", "none", *ARCHITECTURE_NAMES}
+    kinds = ("function-", "constrained-", "tuple[", "literal[")
     lines = []
     for problem in error.errors():
         # Pydantic names the member of a union it tried; keys of ours have no such parts.
-        parts = [str(p) for p in problem["loc"] if not str(p).startswith(union)]
+        tried = [str(part) for part in problem["loc"]]
+        parts = [part for part in tried if part not in names and not part.startswith(kinds)]
         key = ".".join(parts) or "configuration"
         message = problem["msg"].removeprefix("Value error, ")
         if problem["type"] == "extra_forbidden":

@@ -5,9 +5,11 @@ from __future__ import annotations
 import glob
 import logging
 import math
+import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -457,7 +459,13 @@ class DensityData(pl.LightningDataModule):
             sampler=order,
             num_workers=workers,
             persistent_workers=workers > 0,
+            worker_init_fn=_ignore_interrupts if workers > 0 else None,
         )
+
+
+def _ignore_interrupts(worker: int) -> None:
+    """A terminal sends Ctrl-C to workers, too: the run itself ends them, behind its step."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def load_sources(config: TrainingConfig) -> tuple[list[Source], list[Source]]:
@@ -477,14 +485,19 @@ def load_sources(config: TrainingConfig) -> tuple[list[Source], list[Source]]:
     if isinstance(data.validation, tuple):
         validation_files = _expand(data.validation, "data.validation")
         train_files = [file for file in train_files if file not in validation_files]
-        for file in validation_files:
-            if inside := [store for store in train_files if store in file.parents]:
+        for one, other in product(train_files, validation_files):
+            if one in other.parents or other in one.parents:
                 raise ConfigurationError(
-                    f"data.validation: {file.name} lies in the store {inside[0]}, which is trained "
-                    "on. Give a number of structures to leave out, or make it a store of its own."
+                    f"data.validation: of {one} and {other} one lies in the other, and the same "
+                    "structures would be trained on and left out. Give a number of structures to "
+                    "leave out, or make stores of their own."
                 )
     spin = config.network.spin
     train, validation = _read_all(train_files, spin), _read_all(validation_files, spin)
+    if validation_files and not validation:
+        raise ConfigurationError(
+            f"data.validation: there is no structure in {', '.join(map(str, validation_files))}."
+        )
     if isinstance(data.validation, int | float) and data.validation > 0:
         share = data.validation
         count = share if isinstance(share, int) else max(1, round(share * len(train)))
@@ -601,7 +614,9 @@ def onsite_examples(
 def _expand(patterns: Sequence[str], key: str) -> list[Path]:
     files: dict[Path, None] = {}
     for pattern in patterns:
-        matches = sorted(glob.glob(str(Path(pattern).expanduser()), recursive=True))
+        name = str(Path(pattern).expanduser())
+        # A name that is there is no pattern, whatever brackets it has.
+        matches = [name] if Path(name).exists() else sorted(glob.glob(name, recursive=True))
         if not matches:
             raise ConfigurationError(f"{key}: there is no file {pattern!r}.")
         files.update(dict.fromkeys(Path(match).resolve() for match in matches))

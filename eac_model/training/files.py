@@ -7,12 +7,14 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from matplotlib.figure import Figure
 
+from eac_model.errors import ConfigurationError
 from eac_model.files import write_bytes
 
 
@@ -72,9 +74,27 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """Read a checkpoint to the CPU: tensors and plain containers, nothing else."""
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    """Read a checkpoint to the CPU: tensors and plain containers, nothing else.
+
+    Raises
+    ------
+    ConfigurationError
+        It is damaged, or something else.
+    """
+    try:
+        content = io.BytesIO(path.read_bytes())
+        state: Any = torch.load(content, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
+        raise ConfigurationError(f"{path} {_NO_STATE}") from error
+    if not isinstance(state, dict) or not {"training_config", "global_step"} <= state.keys():
+        raise ConfigurationError(f"{path} {_NO_STATE}")
     return state
+
+
+_NO_STATE = (
+    "is damaged, or not the state of a run. Put back a copy of it, or begin anew in another "
+    "directory; the model beside it can be trained further (initialize_from)."
+)
 
 
 COLUMNS = (

@@ -236,7 +236,17 @@ def nmae_percents(sums: Tensor) -> tuple[float, float | None]:
     sums
         (structures, 2 or 4), see :func:`~eac_model.training.losses.absolute_sums`. Structures
         without spin density do not enter the mean of the spin.
+
+    Raises
+    ------
+    ConfigurationError
+        A structure holds no density.
     """
+    if len(empty := (sums[:, 1] == 0).nonzero()):
+        raise ConfigurationError(
+            f"data.validation: structure {int(empty[0])} of those left out, counted from 0, holds "
+            "no density at all, and no error has a meaning. Take it out."
+        )
     total = float((sums[:, 0] / sums[:, 1]).mean())
     if sums.shape[1] == 2:
         return 100 * total, None

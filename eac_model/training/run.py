@@ -15,9 +15,12 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from ase.data import chemical_symbols
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from eac_model.checkpoint import ModelCard, ModelHeader, load_model, read_header, save_model
+from eac_model.data.sample import Provenance
 from eac_model.errors import ConfigurationError
 from eac_model.files import alone, write_bytes
 from eac_model.network import DensityNetwork, build, network_config, with_onsite
@@ -39,6 +42,9 @@ from eac_model.training.module import TrainingModule
 from eac_model.training.provenance import join_provenance
 
 log = logging.getLogger(__name__)
+
+TERMINATED = 143
+"""Exit status of a run that SIGTERM ended, 128 + 15."""
 
 FREE_TO_CHANGE = (
     "card",
@@ -75,6 +81,8 @@ def train(config: TrainingConfig, directory: str | Path, *, resume: bool = False
     ConfigurationError
         The configuration contradicts itself, the data or the run to resume; the directory already
         holds a run and ``resume`` is not set; a file cannot be written; or the run diverged.
+    SystemExit
+        With status 143, behind a checkpoint, if the process gets SIGTERM.
     """
     files = RunFiles(Path(directory).absolute())
     try:
@@ -87,6 +95,9 @@ def train(config: TrainingConfig, directory: str | Path, *, resume: bool = False
             busy = f"{files.directory}: another run is working in this folder."
             with alone(files.directory / ".lock", busy):
                 return _train(config, files, resume=resume)
+    except SIGTERMException as ended:
+        # Lightning's has the exit status 0, as if the run were complete.
+        raise SystemExit(TERMINATED) from ended
     except OSError as error:
         raise ConfigurationError(
             f"The run in {directory} stopped because a file could not be read or written: {error}. "
@@ -97,6 +108,11 @@ def train(config: TrainingConfig, directory: str | Path, *, resume: bool = False
 
 def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
     state: dict[str, Any] | None = None
+    if files.model.exists() and not files.last.exists() and not resume and _is_first_process():
+        raise ConfigurationError(
+            f"{files.model} exists already, of a run without its checkpoint. Choose another "
+            "directory, or move it away."
+        )
     if files.last.exists():
         # Other ranks arrive here after the first one may have written its first checkpoint.
         if not resume and _is_first_process():
@@ -133,6 +149,11 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
         _say_what_comes(config, files, train_sources, validation_sources, resume, state)
     if state is None or state["global_step"] < config.optimisation.steps:
         _fit(config, files, network, train_sources, validation_sources, prints, state, save)
+    elif not files.model.exists():
+        raise ConfigurationError(
+            f"The run in {files.directory} is complete, and its {files.model.name} is gone. Put it "
+            "back, or begin anew in another directory."
+        )
     if validation_sources and _is_first_process():
         calibrate(files.model, config, train_sources, validation_sources)
     return files.model
@@ -179,10 +200,10 @@ def _fit_tables(
     """
     ours = join_provenance(train, config.card.provenance)
     theirs = None if origin is None else origin.card.provenance
-    same = theirs is not None and (theirs.code, theirs.functional, theirs.density_kind) == (
-        ours.code,
-        ours.functional,
-        ours.density_kind,
+    same = (
+        theirs is not None
+        and _program(theirs) == _program(ours)
+        and (theirs.functional, theirs.density_kind) == (ours.functional, ours.density_kind)
     )
     if network.superposition is not None and not same:
         error = network.fit_superposition(superposition_samples(train, config.seed))
@@ -192,10 +213,16 @@ def _fit_tables(
         if not same or layout != network.config.onsite:
             nowhere = np.empty(0, dtype=np.int64)
             network.onsite.fit(
-                source.select(nowhere) for source in with_progress(train, "on-site data")
+                (source.select(nowhere) for source in with_progress(train, "on-site data")),
+                all_elements=origin is None,
             )
     if origin is None:
         network.fit_scales(superposition_samples(train, config.seed))
+
+
+def _program(origin: Provenance) -> str:
+    """The code without its version: PAW data sets are told apart by the layout."""
+    return origin.code.partition(" ")[0]
 
 
 def _fit(
@@ -225,26 +252,31 @@ def _fit(
         first_step=0 if state is None else state["global_step"],
     )
     with _quiet():
-        trainer = pl.Trainer(
-            accelerator=config.accelerator,
-            devices=config.devices,
-            precision=config.precision,
-            max_steps=config.optimisation.steps,
-            max_epochs=-1,
-            gradient_clip_val=config.optimisation.gradient_clip,
-            val_check_interval=config.validate_every,
-            check_val_every_n_epoch=None,
-            limit_val_batches=None if validation_sources else 0,
-            num_sanity_val_steps=0,
-            use_distributed_sampler=False,
-            plugins=[AtomicCheckpointIO()],
-            callbacks=callbacks,
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=bar,
-            enable_model_summary=False,
-            default_root_dir=files.directory,
-        )
+        try:
+            trainer = pl.Trainer(
+                accelerator=config.accelerator,
+                devices=config.devices,
+                precision=config.precision,
+                max_steps=config.optimisation.steps,
+                max_epochs=-1,
+                gradient_clip_val=config.optimisation.gradient_clip,
+                val_check_interval=config.validate_every,
+                check_val_every_n_epoch=None,
+                limit_val_batches=None if validation_sources else 0,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                plugins=[AtomicCheckpointIO()],
+                callbacks=callbacks,
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=bar,
+                enable_model_summary=False,
+                default_root_dir=files.directory,
+            )
+        except MisconfigurationException as error:
+            raise ConfigurationError(
+                f"accelerator: {config.accelerator!r}, devices: {config.devices!r}: {error}"
+            ) from error
         trainer.fit(
             module,
             datamodule=data,
@@ -282,6 +314,15 @@ def _network(
         if "onsite" in config.network.model_fields_set:
             assert config.network.onsite != "from-data"
             network = with_onsite(network, config.network.onsite)
+        elif network.config.onsite is not None:
+            ours = _program(join_provenance(train, config.card.provenance))
+            if ours != _program(header.card.provenance):
+                log.info(
+                    "The data are not of %s: its on-site data are not learned (network.onsite may "
+                    "name the layout of yours).",
+                    _program(header.card.provenance),
+                )
+                network = with_onsite(network, None)
     section = network_section.validate_python(network.config.model_dump())
     return network.train(), config.model_copy(update={"network": section}), header
 

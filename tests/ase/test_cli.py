@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 
 from eac_ase import DensityGrid, EACDensity
 from eac_ase.cli import app
-from eac_model.data import DensityStore
+from eac_model.data import DensitySample, DensityStore
 
 from .conftest import run
 
@@ -302,6 +302,8 @@ def test_training_logs_lines_where_there_is_no_terminal(reference, tmp_path):
                                         code=2).stderr  # fmt: skip
 
 
+TERMINATE = "os.kill(os.getpid(), signal.SIGTERM)"
+
 INTERRUPTED_TRAINING = """
 import os
 import signal
@@ -346,6 +348,42 @@ def test_ctrl_c_keeps_the_step_that_training_had_reached(reference, tmp_path):
     assert all(torch.equal(values, cut[name]) for name, values in whole.items())
 
 
+def test_sigterm_keeps_the_step_and_is_no_success(reference, tmp_path):
+    (tmp_path / "toy.yaml").write_text(
+        "data: {train: CHGCAR_ref, points_per_structure: 20}\n"
+        "network: {l_max: 0, channels: 2, interactions: 0}\n"
+        "optimisation: {steps: 12, warmup_steps: 1}\n"
+    )
+    text = INTERRUPTED_TRAINING.replace("os.kill(os.getpid(), signal.SIGINT)", TERMINATE)
+    arguments = ["train", "toy.yaml", "-o", "cut"]
+    cut = subprocess.run(
+        [sys.executable, "-c", text, *arguments],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert cut.returncode == 143
+    assert "--resume" in cut.stderr
+    assert (tmp_path / "cut" / "checkpoints" / "last.ckpt").exists()
+    # Without validation the model is that of the checkpoint.
+    assert (tmp_path / "cut" / "model.safetensors").exists()
+
+
+def test_ctrl_c_reaches_the_workers_of_a_terminal_too_and_is_kept_by_the_run(reference, tmp_path):
+    (tmp_path / "toy.yaml").write_text(
+        "data: {train: CHGCAR_ref, points_per_structure: 20, workers: 1}\n"
+        "network: {l_max: 0, channels: 2, interactions: 0}\n"
+        "optimisation: {steps: 400, warmup_steps: 1}\n"
+    )
+    everyone = "os.killpg(os.getpgid(0), signal.SIGINT)"
+    text = INTERRUPTED_TRAINING.replace("os.kill(os.getpid(), signal.SIGINT)", everyone)
+    cut = subprocess.run(
+        [sys.executable, "-c", text, "train", "toy.yaml", "-o", "cut"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120, start_new_session=True,
+    )  # fmt: skip
+    assert cut.returncode == 130, cut.stderr
+    assert "--resume" in cut.stderr
+    assert (tmp_path / "cut" / "checkpoints" / "last.ckpt").exists()
+
+
 def test_evaluate_finds_a_known_error(reference, model_file, tmp_path):
     assert "overall" in run("evaluate", model_file, reference).stdout
     figures = json.loads(run("evaluate", model_file, reference, "--json").stdout)
@@ -364,6 +402,18 @@ def test_evaluate_goes_on_after_a_bad_file_and_says_so(reference, model_file, tm
     figures = json.loads(result.stdout)
     assert len(figures["files"]) == 1
     assert figures["failures"][0]["file"].endswith("CHGCAR_bad")
+
+
+def test_evaluate_goes_on_after_a_bad_sample_of_a_store(reference, model_file, tmp_path, water):
+    good = DensityGrid.read(reference).to_sample()
+    strange = Atoms("Fe", cell=[3, 3, 3], pbc=True)
+    store = DensityStore.create(tmp_path / "a.store")
+    for sample in (good, DensitySample(strange, np.ones((6, 6, 6))), good):
+        store.append(sample)
+    result = run("evaluate", model_file, tmp_path / "a.store", "--json", code=2)
+    figures = json.loads(result.stdout)
+    assert figures["overall"]["samples"] == 2
+    assert "a.store[1]" in figures["failures"][0]["file"]
 
 
 def test_evaluate_reads_points_stores_and_spin(crystal, spin_model_file, tmp_path):

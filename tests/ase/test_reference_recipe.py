@@ -92,6 +92,20 @@ def test_settings_come_from_the_entry_then_its_kind_then_the_recipe():
         ),
         ({"name": "w", "kind": "water", "molecules": 2, "scale": 1.1}, "a range of density"),
         ({"name": "a", "kind": "alloy", "elements": ["Al"]}, r"structures\[a\]\.elements"),
+        ({"name": "a", "kind": "alloy", "elements": ["Al", "Al"]}, "two elements or more"),
+        (crystal(lattices="own", formulas="F"), "no crystal of 'F'"),
+        (crystal(lattices="own", formulas="Si2"), "no crystal of 'Si2'"),
+        (crystal(lattices=["fcc", "fcc"]), "'Al-fcc' is there twice"),
+        ({"name": "m", "kind": "molecule", "molecules": ["H2", "H2"]}, "'H2' is there twice"),
+        (crystal(kind="slab", miller=[0, 0, 0]), r"miller: a plane has an index"),
+        ({"name": "w", "kind": "water", "molecules": 2, "temperature": [9, 3]}, "9 … 3 is empty"),
+        (
+            {
+                **{"name": "p", "kind": "phonons", "potential": "stillinger-weber"},
+                **{"lattices": "diamond", "formulas": ["Si", "Ge"]},
+            },
+            "of Si, not of Ge",
+        ),
     ],
 )
 def test_a_wrong_recipe_is_refused_by_file_entry_and_key(tmp_path, entry, message):

@@ -277,8 +277,3 @@ def test_structures_whose_atoms_collide_are_refused():
     atoms = made(repeat=[2, 2, 2], rattle=0.45)
     radii = covalent_radii[atoms.numbers]
     assert len(neighbor_list("i", atoms, 0.55 * radii)) == 0
-
-
-def test_elements_without_a_crystal_of_their_own_are_refused():
-    with pytest.raises(ConfigurationError, match=r"no crystal of F"):
-        made(lattices="own", formulas="F")

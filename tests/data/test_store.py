@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 import pytest
 from ase import Atoms
+from ase.build import bulk
 
 from eac_model.data import (
     DensitySample,
@@ -335,3 +336,28 @@ def test_a_store_whose_creation_was_cut_short_can_be_gone_on_with(tmp_path):
     (path / "samples" / "notes.txt").touch()
     with pytest.raises(DensityFileError, match="not a density store"):
         DensityStore.open(path)
+
+
+def test_a_full_disk_is_an_error_and_leaves_no_half_written_sample(tmp_path):
+    """Not the end of the process, which the HDF5 library would make of it."""
+    script = (
+        "import resource, numpy as np; from ase.build import bulk;"
+        "from eac_model.data import DensitySample, DensityStore;"
+        "store = DensityStore.create('s.store');"
+        "sample = DensitySample(bulk('Cu'), np.random.default_rng(0).random((40, 40, 40)));"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000));"
+        "store.append(sample)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert found.returncode == 1
+    assert "OSError" in found.stderr
+    assert not list((tmp_path / "s.store" / "samples").iterdir())
+
+
+def test_an_index_that_is_no_text_is_read_from_the_samples(tmp_path):
+    store = DensityStore.create(tmp_path / "s.store")
+    store.append(DensitySample(bulk("Cu"), np.ones((4, 4, 4))))
+    (tmp_path / "s.store" / "index.jsonl").write_bytes(b"\xff\xfe\x00{")
+    assert len(DensityStore.open(tmp_path / "s.store")) == 1

@@ -1,9 +1,11 @@
+import shutil
 from pathlib import Path
 
 import pytest
 
 from eac_model.errors import ConfigurationError
 from eac_model.training import TrainingConfig
+from eac_model.training.data import load_sources
 
 
 def write(folder: Path, text: str) -> Path:
@@ -26,7 +28,13 @@ def write(folder: Path, text: str) -> Path:
         ),
         ("data: {train: a.h5}\nloss: {kind: l3}", r"loss\.kind: "),
         ("data: {train: a.h5}\nprecision: 16", r"precision: "),
-        ("data: {train: a.h5, validation: -1}", r"data\.validation: "),
+        ("data: {train: a.h5, validation: -1}", r"data\.validation: files, a number .* not -1"),
+        ("data: {train: a.h5, validation: true}", r"data\.validation: files, .* not True"),
+        ("data: {train: a.h5, validation: 1.0}", r"data\.validation: files, .* not 1\.0"),
+        ("data: {train: a.h5}\nnetwork: {interactions: many}", r"network\.interactions: "),
+        ("data: {train: a.h5}\nnetwork: {onsite: from_data}", r"network\.onsite: .*'from_data'"),
+        ("data: {train: a.h5}\n? [a, b]\n: 1", r"(?s)this is not YAML: .*unhashable"),
+        ("data: {{ x }}", r"(?s)this is not YAML: .*unhashable"),
         ("data: {train: []}", r"data\.train: "),
         ("data: {train: a.h5, sampling: {uniform: 0}}", r"data\.sampling: .*zero"),
         ("seed: 1", r"data: Field required"),
@@ -51,6 +59,21 @@ def test_a_wrong_key_is_named_with_its_file(tmp_path, text, key):
 def test_a_file_that_is_no_mapping_is_refused(tmp_path, text):
     with pytest.raises(ConfigurationError, match=r"run\.yaml"):
         TrainingConfig.from_yaml(write(tmp_path, text))
+
+
+def test_the_precision_may_be_a_number(tmp_path):
+    path = write(tmp_path, "data: {train: a.h5}\nprecision: 64")
+    assert TrainingConfig.from_yaml(path).precision == "64"
+
+
+def test_brackets_in_names_of_folders_are_no_pattern(tmp_path, frames):
+    folder = tmp_path / "run[1]"
+    folder.mkdir()
+    for name in ("a.h5", "b[2].h5"):
+        shutil.copy(frames / "samples" / "00000000.h5", folder / name)
+    for pattern, count in (("a.h5", 1), ("b[2].h5", 1), ("*.h5", 2)):
+        config = TrainingConfig.from_yaml(write(folder, f"data: {{train: '{pattern}'}}"))
+        assert len(load_sources(config)[0]) == count
 
 
 def test_a_missing_file_is_named(tmp_path):

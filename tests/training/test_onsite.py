@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from ase import Atoms
 from safetensors import safe_open
 
 from eac_model.checkpoint import load_model
@@ -22,7 +23,7 @@ from eac_model.training.data import Batch, concatenate, onsite_rows
 from eac_model.training.losses import onsite_errors
 from eac_model.training.module import onsite_percents
 
-from .synthetic import config, scattered, store_of
+from .synthetic import PBE, config, scattered, store_of
 from .test_train import LAST, rows
 
 CHANNELS = {"H": [0], "O": [0, 1]}  # 1 and 6 numbers
@@ -212,6 +213,35 @@ def test_fine_tuning_may_learn_another_layout(tmp_path, frames):
     )
     network, _ = load_model(train(run, tmp_path / "second"))
     assert network.config.onsite.datasets == {"H": "PAW H"}
+
+
+@pytest.mark.parametrize(("code", "kept"), [("VASP 99.1", True), ("GPAW 26.7", False)])
+def test_fine_tuning_keeps_on_site_data_of_the_same_code_and_of_no_other(
+    tmp_path, frames, code, kept
+):
+    first = train(config(frames, network=ONSITE, optimisation={"steps": 2}), tmp_path / "first")
+    samples = [
+        replace(with_onsite(seed) if kept else scattered(seed), provenance=replace(PBE, code=code))
+        for seed in (7, 8)
+    ]
+    data = store_of(tmp_path / "mine.store", samples)
+    run = config(data, initialize_from=str(first), optimisation={"steps": 2})
+    network, _ = load_model(train(run, tmp_path / "second"))
+    assert (network.onsite is not None) is kept
+
+
+def test_fitting_to_few_elements_leaves_the_others_what_they_have():
+    network = build(
+        NetworkConfig(elements=(1, 8), onsite=LAYOUT, l_max=1, channels=4), torch.float32
+    )
+    network.onsite.fit([with_onsite(0), with_onsite(1)])
+    known = network.onsite.shift_O.clone()
+    hydrogen = replace(with_onsite(2), atoms=Atoms("H", cell=[3] * 3), onsite=(np.array([7.0]),))
+    with pytest.raises(ConfigurationError, match="no on-site data of O"):
+        network.onsite.fit([hydrogen])
+    network.onsite.fit([hydrogen], all_elements=False)
+    assert network.onsite.shift_H.item() == pytest.approx(7.0)
+    assert torch.equal(network.onsite.shift_O, known)
 
 
 def test_structures_without_onsite_data_do_not_disturb_the_others(tmp_path):

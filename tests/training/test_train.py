@@ -286,6 +286,41 @@ def test_a_folder_with_a_run_is_not_overwritten(finished, frames):
         train(config(frames), finished)
 
 
+def test_a_model_without_its_checkpoint_is_not_overwritten(tmp_path, finished, frames):
+    shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = (tmp_path / "run" / "model.safetensors").read_bytes()
+    with pytest.raises(ConfigurationError, match=r"model\.safetensors exists already"):
+        train(config(frames, seed=5), tmp_path / "run")
+    assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
+
+
+def test_a_complete_run_whose_model_is_gone_says_so(tmp_path, finished, frames):
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    with pytest.raises(ConfigurationError, match="is gone"):
+        train(config(frames), tmp_path / "run", resume=True)
+
+
+@pytest.mark.parametrize("kept", [0, 5000, 20000, None])
+def test_a_damaged_checkpoint_is_named(tmp_path, finished, frames, kept):
+    shutil.copytree(finished, tmp_path / "run")
+    last = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    if kept is None:
+        torch.save({"weights": torch.zeros(3)}, last)
+    else:
+        last.write_bytes(last.read_bytes()[:kept])
+    with pytest.raises(ConfigurationError, match=r"last\.ckpt is damaged"):
+        train(config(frames), tmp_path / "run", resume=True)
+
+
+def test_hardware_that_is_not_there_is_named(tmp_path, frames):
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(ConfigurationError, match="accelerator: 'gpu'"):
+        train(config(frames, accelerator="gpu"), tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("changes", "key"),
     [
@@ -544,8 +579,21 @@ def test_left_out_structures_of_another_kind_are_refused(tmp_path):
 def test_a_sample_of_the_store_that_is_trained_on_is_not_left_out_by_its_file(tmp_path):
     data = store_of(tmp_path / "s.store", [scattered(0), scattered(1)])
     inside = data / "samples" / "00000001.h5"
-    with pytest.raises(ConfigurationError, match=r"00000001\.h5 lies in the store"):
+    with pytest.raises(ConfigurationError, match="one lies in the other"):
         train(config(data, data={"validation": [str(inside)]}), tmp_path / "run")
+    with pytest.raises(ConfigurationError, match="one lies in the other"):
+        train(config(inside, data={"validation": [str(data)]}), tmp_path / "run")
+
+
+def test_structures_to_leave_out_have_to_be_there_and_to_hold_a_density(tmp_path, frames):
+    empty = store_of(tmp_path / "empty.store", [])
+    with pytest.raises(ConfigurationError, match=r"no structure in .*empty\.store"):
+        train(config(frames, data={"validation": [str(empty)]}), tmp_path / "run")
+    sample = scattered(0)
+    nothing = replace(sample, density=np.zeros_like(sample.density))
+    void = store_of(tmp_path / "void.store", [nothing])
+    with pytest.raises(ConfigurationError, match="structure 0 of those left out"):
+        train(config(frames, data={"validation": [str(void)]}), tmp_path / "run")
 
 
 def test_a_run_is_not_resumed_with_densities_of_another_functional(tmp_path):
