@@ -657,7 +657,8 @@ class EACDensity(BaseCalculator):
             raise PropertyNotImplementedError(reason)
         atoms = self._structure(atoms)
         known = self._know(atoms)
-        key = (scheme, spacing, normalize, self.normalize, stated_charge(atoms))
+        masses = atoms.get_masses().tobytes()
+        key = (scheme, spacing, normalize, self.normalize, stated_charge(atoms), masses)
         found = known.partitions.get(key) if reference is None else None
         if found is None:
             found = partition_of_model(

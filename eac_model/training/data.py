@@ -9,7 +9,6 @@ import signal
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -485,13 +484,15 @@ def load_sources(config: TrainingConfig) -> tuple[list[Source], list[Source]]:
     if isinstance(data.validation, tuple):
         validation_files = _expand(data.validation, "data.validation")
         train_files = [file for file in train_files if file not in validation_files]
-        for one, other in product(train_files, validation_files):
-            if one in other.parents or other in one.parents:
-                raise ConfigurationError(
-                    f"data.validation: of {one} and {other} one lies in the other, and the same "
-                    "structures would be trained on and left out. Give a number of structures to "
-                    "leave out, or make stores of their own."
-                )
+        for files, others in ((train_files, validation_files), (validation_files, train_files)):
+            stores = set(others)
+            for file in files:
+                if inside := stores.intersection(file.parents):
+                    raise ConfigurationError(
+                        f"data.validation: {file} lies in the store {inside.pop()}: the same "
+                        "structures would be trained on and left out. Give a number of structures "
+                        "to leave out, or make stores of their own."
+                    )
     spin = config.network.spin
     train, validation = _read_all(train_files, spin), _read_all(validation_files, spin)
     if validation_files and not validation:

@@ -767,3 +767,9 @@ def test_what_cannot_be_normalised_is_refused_before_it_is_evaluated(calculator,
 def test_models_of_pseudo_densities_are_not_made_to_normalise():
     with pytest.raises(CalculatorSetupError, match="Leave normalize out"):
         EACDensity("si-pbe", device="cpu", normalize=True)
+
+
+def test_partitions_that_are_kept_have_the_masses_of_the_structure(calculator, water):
+    calculator.partition("eac", water)
+    water.set_masses([1, 2, 3])
+    assert list(calculator.partition("eac", water).structure.get_masses()) == [1, 2, 3]
