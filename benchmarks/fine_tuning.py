@@ -28,6 +28,7 @@ from runs import (
     RESULTS,
     Help,
     Results,
+    digest,
     expand,
     run_once,
     save_picture,
@@ -58,7 +59,7 @@ def main() -> None:
         )
     settings = {
         "frames": [Path(path).name for path in options.frames],
-        "model": header.card.name,
+        "model": f"{header.card.name} {digest(model)}",
         "test": options.test,
         "steps": options.steps,
         "points": options.points,

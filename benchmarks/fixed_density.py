@@ -10,7 +10,6 @@ and a table to OUT.md.
 """
 
 import argparse
-import json
 import warnings
 from pathlib import Path
 from statistics import mean
@@ -19,13 +18,15 @@ from time import process_time
 import numpy as np
 from ase.units import Ha
 from gpaw import GPAW
+from runs import RESULTS, KeyedResults, digest
 from tqdm import tqdm
 
 from eac_ase import EACDensity
 from eac_ase.adapters.gpaw import fixed_density
 from eac_model.data import DensityStore
 from eac_model.data.sample import DensitySample
-from eac_model.files import replacing
+from eac_model.files import write_bytes
+from eac_model.registry import find_model
 
 ABOVE = 3.0  # eV
 
@@ -62,25 +63,17 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)
     model = EACDensity(arguments.model)
-    out = arguments.out or (
-        Path(__file__).parent / "results" / f"fixed_density_{Path(arguments.model).stem}"
-    )
-    results = (
-        json.loads(out.with_suffix(".json").read_text())
-        if out.with_suffix(".json").exists()
-        else {}
-    )
+    out = arguments.out or RESULTS / f"fixed_density_{Path(arguments.model).stem}"
+    settings = {"model": digest(find_model(arguments.model))}
+    results = KeyedResults(out.with_suffix(".json"), settings)
     for path in arguments.stores:
         store = DensityStore.open(path)
         for index, entry in enumerate(tqdm(store.entries, desc=path.name)):
-            name = entry.source.split()[0]
-            if name in results:
-                continue
-            results[name] = {"formula": entry.formula, **compare(store.read(index), model)}
-            with replacing(out.with_suffix(".json")) as temporary:
-                temporary.write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+            if results.missing(name := entry.source.split()[0]):
+                errors = compare(store.read(index), model)
+                results.add(name, {"formula": entry.formula, **errors})
     families: dict[str, list[dict]] = {}
-    for name, found in results.items():
+    for name, found in results.values.items():
         families.setdefault(name.split("/")[0], []).append(found)
     lines = [
         "Mean absolute errors against self-consistent calculations; CPU time as a ratio to theirs.",
@@ -97,8 +90,7 @@ def main() -> None:
             f"{value:.{digits}f}" for value, digits in zip(means, (3, 1, 1, 2), strict=True)
         )
         lines.append(f"| {family} | {len(rows)} | {figures} |")
-    with replacing(out.with_suffix(".md")) as temporary:
-        temporary.write_text("\n".join(lines) + "\n")
+    write_bytes(out.with_suffix(".md"), ("\n".join(lines) + "\n").encode())
     print("\n".join(lines))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import io
 import json
 import shutil
@@ -103,10 +104,16 @@ def configuration(
 
 
 def run_once(config: TrainingConfig, directory: Path) -> dict[str, Any]:
-    """Train (or go on training) and return the figures of the run; its folder is removed."""
+    """Train (or go on training) and return the figures of the run; its folder is removed.
+
+    The time is that of training, without the test at the end.
+    """
     model = train(config, directory, resume=True)
     rows = read_metrics(RunFiles(directory).metrics)
     network, _ = load_model(model)
+    trained = [row for row in rows if row["validation_nmae_percent"] is None][-1]
+    assert trained["seconds"] is not None
+    assert trained["step"] is not None
     result = {
         "nmae_percent": next(
             row["validation_nmae_percent"]
@@ -114,7 +121,7 @@ def run_once(config: TrainingConfig, directory: Path) -> dict[str, Any]:
             if row["validation_nmae_percent"] is not None
         ),
         "steps": config.optimisation.steps,
-        "seconds": rows[-1]["seconds"],
+        "seconds": trained["seconds"] * config.optimisation.steps / trained["step"],
         "parameters": sum(p.numel() for p in network.parameters()),
     }
     shutil.rmtree(directory)
@@ -122,8 +129,12 @@ def run_once(config: TrainingConfig, directory: Path) -> dict[str, Any]:
 
 
 def seconds_per_step(config: TrainingConfig) -> float:
-    """Time of a training step, from a short run that is thrown away."""
-    steps, skipped = 30, 10
+    """Time of a training step, from a run of ten seconds or more that is thrown away."""
+    seconds = _timed(config, 30)
+    return seconds if 30 * seconds > 10 else _timed(config, round(10 / seconds))
+
+
+def _timed(config: TrainingConfig, steps: int) -> float:
     short = config.model_copy(
         update={
             "optimisation": config.optimisation.model_copy(
@@ -131,16 +142,15 @@ def seconds_per_step(config: TrainingConfig) -> float:
             ),
             "data": config.data.model_copy(update={"validation": 0}),
             "validate_every": steps,
-            "log_every": skipped,
+            "log_every": steps // 3,
         }
     )
     with tempfile.TemporaryDirectory() as folder:
         train(short, folder)
         rows = read_metrics(RunFiles(Path(folder)).metrics)
-    first, last = rows[0]["seconds"], rows[-1]["seconds"]
-    assert first is not None
-    assert last is not None
-    return (last - first) / (steps - skipped)
+    seconds = [row["seconds"] or 0.0 for row in rows]
+    counts = [row["step"] or 0 for row in rows]
+    return (seconds[-1] - seconds[0]) / (counts[-1] - counts[0])
 
 
 def unfinished_steps(directory: Path) -> int | None:
@@ -161,15 +171,7 @@ class Results:
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        if not self.path.exists():
-            return
-        content = json.loads(self.path.read_text())
-        if content["settings"] != self.settings:
-            raise SystemExit(
-                f"{self.path} holds results of other settings:\n  {content['settings']}\n"
-                f"now they are\n  {self.settings}\nChoose another --output, or delete the file."
-            )
-        self.rows = content["rows"]
+        self.rows = _kept(self.path, self.settings).get("rows", [])
 
     def has(self, **key: Any) -> bool:
         """Whether the run of this key is finished."""
@@ -182,6 +184,47 @@ class Results:
         text = json.dumps({"settings": self.settings, "rows": self.rows}, indent=1)
         write_bytes(self.path, text.encode())
         write_bytes(self.path.with_suffix(".md"), self.table(self.rows).encode())
+
+
+@dataclass
+class KeyedResults:
+    """Results by name in a JSON file, which is written again after every one."""
+
+    path: Path
+    settings: dict[str, Any]
+    values: dict[str, Any] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.values = _kept(self.path, self.settings).get("values", {})
+
+    def missing(self, key: str) -> bool:
+        """Whether there is no such result yet."""
+        return key not in self.values
+
+    def add(self, key: str, value: Any) -> None:
+        """Keep a result."""
+        self.values[key] = value
+        content = {"settings": self.settings, "values": self.values}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_bytes(self.path, (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def _kept(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """What a file of results holds, if it is of these settings; nothing if it is not there."""
+    if not path.exists():
+        return {}
+    content: dict[str, Any] = json.loads(path.read_text())
+    if content["settings"] != settings:
+        raise SystemExit(
+            f"{path} holds results of other settings:\n  {content['settings']}\n"
+            f"now they are\n  {settings}\nChoose another file for results, or delete it."
+        )
+    return content
+
+
+def digest(model: Path) -> str:
+    """Of a model file, by which results remember what they are of."""
+    return hashlib.sha256(model.read_bytes()).hexdigest()[:12]
 
 
 def subset(path: Path, samples: Iterable[DensitySample]) -> Path:

@@ -23,7 +23,6 @@ OUT.md is the summary.
 """
 
 import argparse
-import json
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -37,6 +36,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule, surface
 from ase.formula import Formula
 from gpaw import GPAW
+from runs import RESULTS, KeyedResults, digest
 from tqdm import tqdm
 
 from eac_ase import EACDensity
@@ -46,7 +46,8 @@ from eac_ase.reference.gpaw import calculate, gpaw_parameters
 from eac_ase.reference.recipe import Settings
 from eac_model.data import DensityStore
 from eac_model.data.sample import DensitySample
-from eac_model.files import replacing
+from eac_model.files import write_bytes
+from eac_model.registry import find_model
 
 MIXERS: dict[str, dict[str, Any]] = {
     "default": {},
@@ -258,24 +259,6 @@ def chain(
     return found
 
 
-class Results:
-    """A JSON file that is written again after every result."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.values = json.loads(path.read_text()) if path.exists() else {}
-
-    def missing(self, key: str) -> bool:
-        """Whether there is no such result yet."""
-        return key not in self.values
-
-    def add(self, key: str, value: Any) -> None:
-        """Keep a result."""
-        self.values[key] = value
-        with replacing(self.path) as temporary:
-            temporary.write_text(json.dumps(self.values, indent=1, ensure_ascii=False) + "\n")
-
-
 def summary(results: dict[str, dict]) -> str:
     """Ratios to the default start with the default mixer and with the same one."""
     systems = list(dict.fromkeys(key.split(" | ")[0] for key in results))
@@ -373,8 +356,13 @@ def main() -> None:
     warnings.simplefilter("ignore", UserWarning)
     stem = "scf_moves" if arguments.moves else "scf_acceleration"
     kind = "oracle" if arguments.oracle else Path(arguments.model).stem
-    out = arguments.out or Path(__file__).parent / "results" / f"{stem}_{kind}"
-    results = Results(out.with_suffix(".json"))
+    out = arguments.out or RESULTS / f"{stem}_{kind}"
+    settings = {
+        "model": None if arguments.oracle else digest(find_model(arguments.model)),
+        "cutoff": arguments.cutoff,
+        "kpoint_density": arguments.kpoint_density,
+    }
+    results = KeyedResults(out.with_suffix(".json"), settings)
     model = None if arguments.oracle else EACDensity(arguments.model)
     if arguments.moves:
         for system, step in tqdm([(s, c) for s in arguments.systems for c in arguments.chains]):
@@ -397,8 +385,7 @@ def main() -> None:
                 parameters = {**sample.calculation.settings, **MIXERS[mixer]}
                 results.add(key, run(sample.atoms, parameters, source, options))
     text = (summary_of_moves if arguments.moves else summary)(results.values)
-    with replacing(out.with_suffix(".md")) as temporary:
-        temporary.write_text(text)
+    write_bytes(out.with_suffix(".md"), text.encode())
     print(text)
 
 
