@@ -96,9 +96,14 @@ def vacuum_gaps(grid: DensityGrid) -> tuple[Gap | None, Gap | None, Gap | None]:
 def _gap(grid: DensityGrid, axis: int) -> Gap | None:
     others = tuple(k for k in range(3) if k != axis)
     n = grid.shape[axis]
-    empty = np.asarray(grid.values).max(axis=others) < EMPTY
+    layers = np.asarray(grid.values, dtype=float).max(axis=others)
+    empty = layers < EMPTY
+    # The upper face is a step beyond the last layer, and densities fall off exponentially.
+    before_last = layers[-2] if n > 1 else 0.0
+    upper = layers[-1] * min(1.0, layers[-1] / before_last) if before_last > 0 else layers[-1]
+    whole = empty[0] and upper < EMPTY
     height = 1 / float(np.linalg.norm(np.linalg.inv(grid.cell)[:, axis]))
-    if empty.all() or not empty.any() or not (grid.pbc[axis] or (empty[0] and empty[-1])):
+    if empty.all() or not empty.any() or not (grid.pbc[axis] or whole):
         return None
     if not grid.pbc[axis]:
         # What counts is the vacuum at the faces of the box.

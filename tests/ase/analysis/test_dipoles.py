@@ -7,6 +7,7 @@ import pytest
 from ase import Atoms
 
 from eac_ase.analysis import dipole_moment
+from eac_ase.analysis.dipoles import EMPTY
 from eac_model.errors import AnalysisError
 
 DELTA = np.array([0.1, -0.2, 0.3])
@@ -105,3 +106,12 @@ def test_atoms_outside_of_an_open_box_have_no_dipole_moment(polar):
     atoms.positions += polar.cell[1]
     with pytest.raises(AnalysisError, match="outside"):
         dipole_moment(replace(polar, atoms=atoms))
+
+
+def test_a_box_that_is_as_tight_on_both_sides_is_large_enough(gaussians):
+    """The last layer of points is a step before the upper face, the first one on the lower face."""
+    atoms = Atoms("He", [(2.0, 2.0, 2.0)], cell=[4, 4, 4])
+    grid = gaussians(atoms, [2], [1.62], (16, 16, 16), kind="all-electron")
+    layers = grid.values.max(axis=(1, 2))
+    assert layers[0] < EMPTY < layers[-1]
+    assert dipole_moment(grid).vector == pytest.approx(np.zeros(3), abs=0.05)
