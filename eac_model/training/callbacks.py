@@ -285,8 +285,8 @@ class EndOnInterrupt(Callback):
         ends = self._asked or trainer.received_sigterm
         if ends and not self._recorder.validation_follows(trainer.global_step):
             self._recorder.save(trainer, pl_module)
-        if self._asked and not self._recorder.validation_follows(trainer.global_step):
-            raise KeyboardInterrupt
+            if self._asked:
+                raise KeyboardInterrupt
 
     def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Listen no more."""
