@@ -437,8 +437,8 @@ class Recipe(_Section):
     structures: Annotated[
         tuple[Annotated[Entry, Field(discriminator="kind")], ...], Field(min_length=1)
     ]
-    """Entries, see below. One variant of every member is calculated after the other, so that an
-    unfinished store is a fair part of the whole."""
+    """Entries, see below. One variant of every member is calculated, then the next of every one, in
+    an order drawn at random, so that an unfinished store is a fair part of the whole."""
 
     @model_validator(mode="after")
     def _names_differ(self) -> Self:
@@ -467,10 +467,14 @@ class Recipe(_Section):
     def tasks(self) -> Iterator[Task]:
         """All structures, in the order of calculation."""
         for index in range(max(entry.count for entry in self.structures)):
-            for entry in self.structures:
-                if index < entry.count:
-                    for member in entry.members():
-                        yield self._task(entry, member, index)
+            variants = (
+                self._task(entry, member, index)
+                for entry in self.structures
+                if index < entry.count
+                for member in entry.members()
+            )
+            # A digest of the name, so that more entries leave the order of the others as it is.
+            yield from sorted(variants, key=lambda task: task.seed)
 
     def _task(self, entry: Entry, member: str, index: int) -> Task:
         settings = self.settings_of(entry)

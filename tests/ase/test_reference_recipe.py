@@ -55,8 +55,18 @@ def test_seed_and_settings_of_the_recipe_change_the_keys_and_the_split_does_not(
 
 
 def test_variants_are_calculated_in_turn_so_that_a_part_is_a_fair_part():
-    tasks = list(recipe(crystal(count=2), crystal(name="d", count=3)).tasks())
-    assert [task.key.split("/")[0] for task in tasks] == ["c", "d", "c", "d", "d"]
+    tasks = recipe(crystal(count=2), crystal(name="d", count=3)).tasks()
+    names = [task.entry.name for task in tasks]
+    assert [sorted(names[:2]), sorted(names[2:4]), names[4:]] == [["c", "d"], ["c", "d"], ["d"]]
+
+
+def test_members_are_calculated_in_a_random_order_that_more_of_them_do_not_change():
+    few = {"formulas": ["Al", "Cu", "Ag", "Au", "Pd", "Pt"]}
+    order = [task.member for task in recipe(crystal(**few)).tasks()]
+    assert order != sorted(order)
+    more = recipe(crystal(formulas=[*few["formulas"], "Ni", "Ir"]), crystal(name="d")).tasks()
+    kept = [task.member for task in more if task.entry.name == "c" and task.member in order]
+    assert kept == order
 
 
 def test_settings_come_from_the_entry_then_its_kind_then_the_recipe():
@@ -66,7 +76,8 @@ def test_settings_come_from_the_entry_then_its_kind_then_the_recipe():
         {"name": "w", "kind": "water", "molecules": 4, "settings": {"smearing": 0.02}},
         settings={"cutoff": 450},
     )
-    metal, molecule, water = (task.settings for task in made.tasks())
+    settings = {task.entry.name: task.settings for task in made.tasks()}
+    metal, molecule, water = (settings[name] for name in ("c", "m", "w"))
     assert metal == Settings(cutoff=450, smearing=0.05)
     assert molecule == Settings(cutoff=450, smearing=0.0, kpoint_density=None)
     assert water == Settings(cutoff=450, smearing=0.02, kpoint_density=None)

@@ -21,8 +21,8 @@ def tasks():
 
 def test_an_entry_may_have_another_functional():
     entries = [{**CRYSTAL, "name": "a"}, {**CRYSTAL, "name": "b", "settings": {"xc": "HSE06"}}]
-    first, second = Recipe.model_validate({"structures": entries}).tasks()
-    assert (first.settings.xc, second.settings.xc) == ("PBE", "HSE06")
+    tasks = Recipe.model_validate({"structures": entries}).tasks()
+    assert {task.entry.name: task.settings.xc for task in tasks} == {"a": "PBE", "b": "HSE06"}
 
 
 def test_an_entry_without_a_functional_keeps_its_key():
