@@ -28,7 +28,6 @@ from runs import (
     RESULTS,
     Help,
     Results,
-    digest,
     expand,
     run_once,
     save_picture,
@@ -41,6 +40,7 @@ from eac_ase.evaluation import evaluate_sample, kinds_differ, samples_in
 from eac_model.checkpoint import ModelHeader, read_header
 from eac_model.data import DensitySample
 from eac_model.errors import UnknownElementError
+from eac_model.files import digest
 from eac_model.registry import find_model
 from eac_model.training import TrainingConfig
 

@@ -18,14 +18,14 @@ from time import process_time
 import numpy as np
 from ase.units import Ha
 from gpaw import GPAW
-from runs import RESULTS, KeyedResults, digest
+from runs import RESULTS, KeyedResults
 from tqdm import tqdm
 
 from eac_ase import EACDensity
 from eac_ase.adapters.gpaw import fixed_density
 from eac_model.data import DensityStore
 from eac_model.data.sample import DensitySample
-from eac_model.files import write_bytes
+from eac_model.files import digest, write_bytes
 from eac_model.registry import find_model
 
 ABOVE = 3.0  # eV

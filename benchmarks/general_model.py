@@ -16,7 +16,6 @@ radii, as a share of the density there. Everything is about GPAW's pseudo densit
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import warnings
 from collections import Counter, defaultdict
@@ -42,7 +41,7 @@ from eac_ase.grid import Plane, PlaneCut
 from eac_ase.plotting import plot_plane
 from eac_model.data import DensitySample, DensityStore
 from eac_model.errors import UnfamiliarStructureWarning, UnknownElementError
-from eac_model.files import write_bytes
+from eac_model.files import digest, write_bytes
 from eac_model.neighbors import point_pairs
 from eac_model.registry import find_model
 from eac_model.training.calibration import nearest_atoms
@@ -118,7 +117,7 @@ def measure(options: argparse.Namespace) -> None:
     path = find_model(options.model)
     calculator = EACDensity(path, device="cpu")
     store = DensityStore.open(options.test)
-    content = _known(options.output, hashlib.sha256(path.read_bytes()).hexdigest())
+    content = _known(options.output, digest(path))
     content["model"] |= {
         "name": calculator.card.name,
         "megabytes": path.stat().st_size / 1e6,
@@ -144,9 +143,9 @@ def measure(options: argparse.Namespace) -> None:
 
 def _known(path: Path, model: str) -> dict[str, Any]:
     if not path.exists():
-        return {"model": {"sha256": model}, "structures": []}
+        return {"model": {"digest": model}, "structures": []}
     content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if content["model"]["sha256"] != model:
+    if content["model"]["digest"] != model:
         raise SystemExit(
             f"{path} holds the figures of another model. Choose another --output, or delete it."
         )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import io
 import json
 import shutil
@@ -114,12 +113,11 @@ def run_once(config: TrainingConfig, directory: Path) -> dict[str, Any]:
     trained = [row for row in rows if row["validation_nmae_percent"] is None][-1]
     assert trained["seconds"] is not None
     assert trained["step"] is not None
+    validated = [row for row in rows if row["validation_nmae_percent"] is not None][-1]
     result = {
-        "nmae_percent": next(
-            row["validation_nmae_percent"]
-            for row in reversed(rows)
-            if row["validation_nmae_percent"] is not None
-        ),
+        "nmae_percent": validated["validation_nmae_percent"],
+        "spin_nmae_percent": validated["validation_spin_nmae_percent"],
+        "onsite_percent": validated["validation_onsite_percent"],
         "steps": config.optimisation.steps,
         "seconds": trained["seconds"] * config.optimisation.steps / trained["step"],
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -220,11 +218,6 @@ def _kept(path: Path, settings: dict[str, Any]) -> dict[str, Any]:
             f"now they are\n  {settings}\nChoose another file for results, or delete it."
         )
     return content
-
-
-def digest(model: Path) -> str:
-    """Of a model file, by which results remember what they are of."""
-    return hashlib.sha256(model.read_bytes()).hexdigest()[:12]
 
 
 def subset(path: Path, samples: Iterable[DensitySample]) -> Path:

@@ -36,7 +36,7 @@ from ase import Atoms
 from ase.build import bulk, fcc111, molecule, surface
 from ase.formula import Formula
 from gpaw import GPAW
-from runs import RESULTS, KeyedResults, digest
+from runs import RESULTS, KeyedResults
 from tqdm import tqdm
 
 from eac_ase import EACDensity
@@ -46,7 +46,7 @@ from eac_ase.reference.gpaw import calculate, gpaw_parameters
 from eac_ase.reference.recipe import Settings
 from eac_model.data import DensityStore
 from eac_model.data.sample import DensitySample
-from eac_model.files import write_bytes
+from eac_model.files import digest, write_bytes
 from eac_model.registry import find_model
 
 MIXERS: dict[str, dict[str, Any]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -72,6 +73,12 @@ def alone(lock: Path, busy: str) -> Iterator[None]:
         with suppress(OSError):
             lock.unlink()
         held.release()
+
+
+def digest(path: Path) -> str:
+    """Twelve hexadecimal digits of the SHA-256 of a file, by which results remember models."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
 
 
 def append_line(path: Path, line: str) -> None:

@@ -10,7 +10,6 @@ Folder of a run, shared by all tasks on the same data::
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
@@ -33,7 +32,7 @@ from eac_ase.progress import progress_bar
 from eac_model.checkpoint import load_model, read_header, save_model
 from eac_model.data import DensityStore
 from eac_model.errors import ConfigurationError, DensityFileError, StructureError
-from eac_model.files import alone, append_line, write_bytes
+from eac_model.files import alone, append_line, digest, write_bytes
 from eac_model.registry import find_model
 from eac_model.training import TrainingConfig, train
 from eac_model.training.config import network_section
@@ -77,7 +76,7 @@ class Tested:
     @classmethod
     def of(cls, name: str, path: Path) -> Tested:
         """With the fingerprint of the file as it is."""
-        return cls(name, path, hashlib.sha256(path.read_bytes()).hexdigest()[:12])
+        return cls(name, path, digest(path))
 
 
 def run_task(

@@ -107,21 +107,13 @@ def train(config: TrainingConfig, directory: str | Path, *, resume: bool = False
 
 
 def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
-    state: dict[str, Any] | None = None
-    if files.model.exists() and not files.last.exists() and not resume and _is_first_process():
+    state = load_state(files.last) if resume and files.last.exists() else None
+    # Other ranks arrive here after the first one may have written its first checkpoint.
+    if not resume and _is_first_process() and (files.last.exists() or files.model.exists()):
+        way_on = "resume it (--resume)" if files.last.exists() else "move model.safetensors away"
         raise ConfigurationError(
-            f"{files.model} exists already, of a run without its checkpoint. Choose another "
-            "directory, or move it away."
+            f"{files.directory} already holds a run. Choose another directory, or {way_on}."
         )
-    if files.last.exists():
-        # Other ranks arrive here after the first one may have written its first checkpoint.
-        if not resume and _is_first_process():
-            raise ConfigurationError(
-                f"{files.directory} already holds a run. Resume it (--resume), or choose another "
-                "directory."
-            )
-        if resume:
-            state = load_state(files.last)
     train_sources, validation_sources = load_sources(config)
     if config.network.onsite == "from-data":
         layout = onsite_layout([*train_sources, *validation_sources])

@@ -290,7 +290,7 @@ def test_a_model_without_its_checkpoint_is_not_overwritten(tmp_path, finished, f
     shutil.copytree(finished, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "checkpoints")
     before = (tmp_path / "run" / "model.safetensors").read_bytes()
-    with pytest.raises(ConfigurationError, match=r"model\.safetensors exists already"):
+    with pytest.raises(ConfigurationError, match=r"move model\.safetensors away"):
         train(config(frames, seed=5), tmp_path / "run")
     assert (tmp_path / "run" / "model.safetensors").read_bytes() == before
 
