@@ -18,7 +18,7 @@ from eac_model.data.chgcar import (
     onsite_sections,
     read_onsite,
 )
-from eac_model.data.sample import DensitySample, Provenance
+from eac_model.data.sample import DensityKind, DensitySample, Provenance
 from eac_model.data.textfile import NumberedText
 from eac_model.errors import GridError
 
@@ -51,7 +51,9 @@ def to_vasp_charge_density(density: DensityGrid | DensitySample) -> VaspChargeDe
     return charge
 
 
-def from_vasp_charge_density(charge: VaspChargeDensity, image: int = -1) -> DensitySample:
+def from_vasp_charge_density(
+    charge: VaspChargeDensity, image: int = -1, density_kind: DensityKind = "valence"
+) -> DensitySample:
     """Take a density from ASE.
 
     Parameters
@@ -60,6 +62,8 @@ def from_vasp_charge_density(charge: VaspChargeDensity, image: int = -1) -> Dens
         As read from CHG or CHGCAR.
     image
         Which of the images of a CHG file. Occupancies belong to the last one.
+    density_kind
+        What the density counts; the object does not say. Those of VASP count valence electrons.
 
     Returns
     -------
@@ -85,7 +89,8 @@ def from_vasp_charge_density(charge: VaspChargeDensity, image: int = -1) -> Dens
     if image % len(charge.chg) != len(charge.chg) - 1:
         texts = [""] * len(grids)
     sections = [_section(text, len(atoms)) for text in texts]
-    return assemble(atoms, grids, sections, Provenance(code="VASP", density_kind="valence"))
+    code = "VASP" if density_kind == "valence" else "unknown"
+    return assemble(atoms, grids, sections, Provenance(code=code, density_kind=density_kind))
 
 
 def _section(content: str, n_atoms: int) -> OnsiteSection:

@@ -20,17 +20,19 @@ import warnings
 from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
+from functools import cache
 from time import perf_counter
-from types import MethodType
 from typing import Any, Literal, get_args
-from weakref import proxy, ref
+from weakref import ref
 
 import numpy as np
 from ase import Atoms
+from ase.symbols import Symbols
 
 from eac_ase.adapters.gpaw_classic import start_classic
 from eac_ase.adapters.gpaw_parallel import predict_once
 from eac_ase.adapters.gpaw_state import (
+    Array,
     Correction,
     DensityModel,
     KnownDensity,
@@ -167,11 +169,15 @@ class PredictedStart:
             calculator._dft = self.new_dft(calculator, atoms)
         self._begun = ref(calculator._dft)
         calculator._atoms = atoms.copy()
-        self._after_filling(calculator, "new")
+        try:
+            self._after_filling(calculator, "new")
+        except BaseException:
+            calculator._dft = None  # What is begun by half would go on as GPAW's own.
+            raise
 
     def go_on(
         self,
-        gpaws: Callable[[Any, Atoms], None],
+        gpaws: Callable[[Atoms], None],
         kind: Literal["moved", "new cell"],
         calculator: Any,
         atoms: Atoms,
@@ -182,7 +188,8 @@ class PredictedStart:
             self.begin(calculator, atoms)
             return
         correction = self._correction(calculator) if self.moves == "extrapolate" else None
-        gpaws(calculator, atoms)
+        self._state = None  # Of the last geometry, and of none if this is interrupted.
+        gpaws(atoms)
         if self.moves == "reuse":
             self.starts.append(Start(kind, predicted=False, passes=0, seconds=0.0))
             calculator.log("Density: from the wave functions of the last geometry\n")
@@ -206,7 +213,9 @@ class PredictedStart:
     def _correction(self, calculator: Any) -> Correction | None:
         """What the prediction of the last geometry lacked; None where it says nothing."""
         dft, state = calculator.dft, self._state
-        if state is None:  # What there is came from a file, or from GPAW before this was attached.
+        shape = tuple(dft.density.nt_sR.desc.size_c)
+        # What there is came from a file, from GPAW before this was attached, or of another mode.
+        if state is None or state.total.shape != shape:
             atoms = _with_moments(calculator.atoms, calculator)
             state = self._predict(atoms, dft.density, calculator.comm)
         elif not dft.scf_loop.niter:
@@ -256,13 +265,24 @@ class PredictedStart:
         )
         components = (*components[:7], calculator.params, *components[8:])
         dft = DFT(atoms, mode="", converge=False, _components=components)
-        if self.keep and dft.pot_calc.xc.type == "MGGA":
+        if self.keep:
+            self.hold_fast(dft)
+        elif self.refresh or self.hold:
+            _check_eigensolver(dft)
+        return dft
+
+    def hold_fast(self, dft: Any) -> None:
+        """Never update the density, whatever has been changed since the last calculation."""
+        _check_eigensolver(dft)
+        if dft.pot_calc.xc.type == "MGGA":
             raise ConfigurationError(
                 f"{dft.pot_calc.xc.name} depends on the kinetic energy density, which follows from "
                 "wave functions and not from a prediction: a density alone fixes no potential. "
                 "Take start_from_density."
             )
-        return dft
+        dft.scf_loop.update_density_and_potential = False
+        for name in ("density", "forces"):
+            dft.scf_loop.convergence.pop(name, None)
 
     def _fill_new(self, builder: Any, density: Any) -> None:
         atoms = builder.atoms.copy()
@@ -277,6 +297,12 @@ class PredictedStart:
         )
         check_setups(self.model, atoms, builder.setups)
         state = self._predict(atoms, density, builder.log.comm)
+        if self.keep and state.difference is None and self._moments.any():
+            raise ConfigurationError(
+                f"The model {self.model.card.name!r} predicts no spin density; that of free atoms, "
+                "kept, makes errors of tenths of an eV an atom. Take a model with spin, "
+                "start_from_density, which converges the spins, or no initial moments."
+            )
         if not self._declined:
             fill_density(density, state)
             density.symmetrize(builder.ibz.symmetries)
@@ -288,8 +314,9 @@ class PredictedStart:
         # Plane waves have no borders, whatever the atoms say.
         atoms.pbc = ~np.asarray(density.nt_sR.desc.zerobc_c)
         state = predict_once(self.model, atoms, (n1, n2, n3), comm)
+        self._moments = atoms.get_initial_magnetic_moments()
         if self.moves == "extrapolate":
-            self._state, self._moments = state, atoms.get_initial_magnetic_moments()
+            self._state = state
         self._seconds = perf_counter() - began
         self._expected_error = state.expected_error
         self._declined = state.is_of_doubtful_moments(density.ncomponents) and not self.keep
@@ -306,9 +333,8 @@ class PredictedStart:
         if dft.pot_calc.xc.exx_fraction:
             # GPAW takes the first wave functions of a hybrid from PBE's potential.
             _update_potential(dft)
-        direct = _minimises_directly(dft.scf_loop.eigensolver)
         # A refresh has improved the wave functions already; in LCAO mode they are exact at once.
-        iterative = dft.ibzwfs.mode != "lcao" and not direct
+        iterative = dft.ibzwfs.mode != "lcao" and not _minimises_directly(dft)
         error = self._expected_error
         # Expected errors are those of the total density.
         good = error is None or (error < HOLD_BELOW and dft.density.ncomponents == 1)
@@ -316,12 +342,6 @@ class PredictedStart:
         good = good and dft.pot_calc.xc.type != "MGGA"
         by_itself = self.hold is None and iterative and not (self.refresh or self.keep) and good
         hold = self.hold or 0
-        if direct and (self.refresh + hold or self.keep):
-            raise ConfigurationError(
-                "fixed_density, refresh and hold need an eigensolver that leaves the density "
-                f"alone; {type(dft.scf_loop.eigensolver).__name__} minimises the energy directly. "
-                "Take another one, such as 'davidson', or set both to 0."
-            )
         eigensolver_passes(dft, self.refresh, new_matrices=True)
         if by_itself:
             hold = hold_density(dft)
@@ -329,10 +349,7 @@ class PredictedStart:
             eigensolver_passes(dft, hold, new_matrices=False)
         _set_first_step(dft, calculator.params, FIRST_STEP)
         if self.keep:
-            _warn_of_moments(dft.density, _with_moments(dft.atoms, calculator))
-            dft.scf_loop.update_density_and_potential = False
-            for name in ("energy", "density", "forces"):
-                dft.scf_loop.convergence.pop(name, None)
+            _warn_of_moments(dft.density, dft.atoms.symbols, self._moments)
         start = Start(kind, True, self.refresh + hold, self._seconds)
         self.starts.append(start)
         calculator.log(
@@ -355,7 +372,7 @@ def start_from_density(
     The calculator stays an ordinary one, for relaxations, dynamics, equations of state, NEB or
     phonons. Every geometry that GPAW would begin afresh, because it is the first, has other
     elements, or a cell with other k-points, gets its own prediction. ``calculator.predicted_start``
-    lists what was done (``starts``), and GPAW's text output says it.
+    lists what was done (``starts``; not in classic GPAW), and GPAW's text output says it.
 
     Parameters
     ----------
@@ -418,13 +435,15 @@ def start_from_density(
     _check_passes(refresh=refresh, hold=hold)
     if getattr(calculator, "old", False):
         _check_options_of_classic(refresh, hold, moves)
+        start_classic(calculator, model, any_functional)
         _warn_of_missing_matrices(PredictedStart(model, 0, 0, "reuse"))
-        return start_classic(calculator, model, any_functional)
+        _warn_of_charge(calculator.parameters.charge)
+        return calculator
     _check_calculator(calculator)
     check_model(model, calculator, any_functional)
     start = PredictedStart(model, refresh, hold, moves, any_functional=any_functional)
     _warn_of_missing_matrices(start)
-    _warn_of_charge(calculator)
+    _warn_of_charge(calculator.params.charge)
     return _attach(calculator, start)
 
 
@@ -459,7 +478,8 @@ def fixed_density(
     ------
     ConfigurationError
         As for :func:`start_from_density`; classic GPAW; and when a geometry begins, functionals of
-        the kinetic energy density, and eigensolvers that minimise the energy directly.
+        the kinetic energy density, eigensolvers that minimise the energy directly, and initial
+        moments where the model predicts no spin density.
 
     Warns
     -----
@@ -480,6 +500,7 @@ def all_electron_density(
     refinement: int = 2,
     core: bool = True,
     refresh: int | None = None,
+    any_functional: bool = False,
 ) -> DensityGrid:
     """All-electron density from a prediction, without self-consistency.
 
@@ -492,13 +513,15 @@ def all_electron_density(
     atoms
         Structure.
     refinement
-        How many times finer than the grid of the wave functions: 1, 2, 4. The charge that a grid
-        is too coarse for near a nucleus goes to the nearest point, so that the integral is right.
+        How many times finer than the grid of the wave functions: 1, 2, 4.
     core
-        With the core electrons.
+        With the core electrons. Then the charge that a grid is too coarse for near a nucleus goes
+        to the nearest point, so that the integral is right; without, it is missing.
     refresh
         As for :func:`start_from_density`. Without passes (the default for models with matrices D)
         no wave functions are needed at all.
+    any_functional
+        As for :func:`start_from_density`.
 
     Returns
     -------
@@ -508,11 +531,11 @@ def all_electron_density(
     Raises
     ------
     ConfigurationError
-        As for :func:`start_from_density`; classic GPAW.
+        As for :func:`fixed_density`.
     """
     from gpaw.densities import Densities
 
-    start = _kept(calculator, model, refresh)
+    start = _kept(calculator, model, refresh, any_functional)
     if not (isinstance(refinement, int) and refinement > 0):
         raise ConfigurationError(f"refinement={refinement!r}: 1, 2, 4 or another whole number.")
     if start.refresh:
@@ -648,7 +671,7 @@ def _step(dft: Any, change: Any, change_of_matrices: Any) -> None:
 
 
 def _kept(
-    calculator: Any, model: DensityModel, refresh: int | None, any_functional: bool = False
+    calculator: Any, model: DensityModel, refresh: int | None, any_functional: bool
 ) -> PredictedStart:
     """For a calculator that is not to change the prediction; everything is checked."""
     _check_passes(refresh=refresh)
@@ -656,39 +679,58 @@ def _kept(
     check_model(model, calculator, any_functional)
     start = PredictedStart(model, refresh, 0, "restart", keep=True, any_functional=any_functional)
     _warn_of_missing_matrices(start)
-    _warn_of_charge(calculator)
+    _warn_of_charge(calculator.params.charge)
     return start
 
 
 def _attach(calculator: Any, start: PredictedStart) -> Any:
-    kind = type(calculator)
     if hasattr(calculator, "predicted_start"):
-        # What began otherwise does not go on, and what was changed before is GPAW's again.
-        calculator._dft = None
-        vars(calculator).pop("calculate_property", None)
-    # Its own methods must not keep the calculator alive: GPAW ends its text output with it.
-    gpaw = proxy(calculator)
+        calculator._dft = None  # What began otherwise does not go on.
+    else:
+        kind: Any = type(calculator)
+        calculator.__class__ = _predicting(kind)
     calculator.predicted_start = start
-    calculator.create_new_calculation = MethodType(start.begin, gpaw)
-    calculator.move_atoms = lambda atoms: start.go_on(kind.move_atoms, "moved", gpaw, atoms)
-    calculator.create_new_calculation_from_old = lambda atoms: start.go_on(
-        kind.create_new_calculation_from_old, "new cell", gpaw, atoms
-    )
-
-    def with_other_parameters(**parameters: Any) -> Any:
-        again = start.afresh()
-        other = kind.new(gpaw, **parameters)
-        check_model(start.model, other, start.any_functional)
-        if "charge" in parameters:
-            _warn_of_charge(other)
-        return _attach(other, again)
-
-    calculator.new = with_other_parameters
-    if start.keep:
-        calculator.calculate_property = lambda atoms, name: _with_warning(
-            name, kind.calculate_property(gpaw, atoms, name)
-        )
     return calculator
+
+
+@cache
+def _predicting(kind: Any) -> type:
+    """GPAW's class of calculators, with predictions where it begins a geometry."""
+
+    class GPAWFromPrediction(kind):
+        predicted_start: PredictedStart
+
+        def create_new_calculation(self, atoms: Atoms) -> None:
+            self.predicted_start.begin(self, atoms)
+
+        def move_atoms(self, atoms: Atoms) -> None:
+            self.predicted_start.go_on(super().move_atoms, "moved", self, atoms)
+
+        def create_new_calculation_from_old(self, atoms: Atoms) -> None:
+            gpaws = super().create_new_calculation_from_old
+            self.predicted_start.go_on(gpaws, "new cell", self, atoms)
+
+        def calculate_property(self, atoms: Atoms | None, prop: str) -> Any:
+            if not self.predicted_start.keep:
+                return super().calculate_property(atoms, prop)
+            if self._dft is not None:
+                self.predicted_start.hold_fast(self._dft)
+            return _with_warning(prop, super().calculate_property(atoms, prop))
+
+        def new(self, **parameters: Any) -> Any:
+            start = self.predicted_start
+            other = super().new(**parameters)
+            check_model(start.model, other, start.any_functional)
+            if "charge" in parameters:
+                _warn_of_charge(other.params.charge)
+            return _attach(other, start.afresh())
+
+        def __copy__(self) -> Any:
+            other = object.__new__(type(self))
+            other.__dict__ |= self.__dict__ | {"predicted_start": self.predicted_start.afresh()}
+            return other
+
+    return GPAWFromPrediction
 
 
 def _with_warning(name: str, value: Any) -> Any:
@@ -702,10 +744,20 @@ def _with_warning(name: str, value: Any) -> Any:
     return value
 
 
-def _minimises_directly(eigensolver: Any) -> bool:
+def _minimises_directly(dft: Any) -> bool:
     from gpaw.new.pwfd.diropt import DirOptPWFD
 
-    return isinstance(eigensolver, DirOptPWFD)
+    return isinstance(dft.scf_loop.eigensolver, DirOptPWFD)
+
+
+def _check_eigensolver(dft: Any) -> None:
+    """Refuse one that changes the density."""
+    if _minimises_directly(dft):
+        raise ConfigurationError(
+            "fixed_density, all_electron_density, refresh and hold need an eigensolver that leaves "
+            f"the density alone; {type(dft.scf_loop.eigensolver).__name__} minimises the energy "
+            "directly. Take another one, such as 'davidson', or set refresh and hold to 0."
+        )
 
 
 def _update_potential(dft: Any) -> None:
@@ -736,26 +788,25 @@ def _with_moments(atoms: Atoms, calculator: Any) -> Atoms:
     return atoms
 
 
-def _warn_of_moments(density: Any, atoms: Atoms) -> None:
+def _warn_of_moments(density: Any, symbols: Symbols, begun: Array) -> None:
     """Moments are inputs of models with spin: what comes out should be what went in."""
     if density.ncomponents != 2:
         return
-    begun = atoms.get_initial_magnetic_moments()
     predicted = density.calculate_magnetic_moments()[1][:, 2]
     a = int(np.argmax(abs(predicted - begun)))
     if abs(predicted[a] - begun[a]) > MOMENTS_DIFFER:
         warnings.warn(
-            f"Atom {a} ({atoms.symbols[a]}) begins with a moment of {begun[a]:.2f} μ_B, of which "
+            f"Atom {a} ({symbols[a]}) begins with a moment of {begun[a]:.2f} μ_B, of which "
             f"the model makes {predicted[a]:.2f}. Without self-consistency the energy depends on "
             "that: begin with moments near those of the converged state.",
             stacklevel=4,
         )
 
 
-def _warn_of_charge(calculator: Any) -> None:
-    if calculator.params.charge:
+def _warn_of_charge(charge: float) -> None:
+    if charge:
         warnings.warn(
-            f"The cell has the charge {calculator.params.charge:+g}; models know neutral "
+            f"The cell has the charge {charge:+g}; models know neutral "
             "structures, and the difference is spread in proportion to the density.",
             stacklevel=3,
         )

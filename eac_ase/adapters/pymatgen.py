@@ -23,7 +23,7 @@ from eac_model.data.chgcar import (
     onsite_sections,
     read_onsite,
 )
-from eac_model.data.sample import DensitySample, Provenance
+from eac_model.data.sample import DensityKind, DensitySample, Provenance
 from eac_model.data.textfile import NumberedText
 from eac_model.errors import DensityFileError, StructureError
 
@@ -69,13 +69,15 @@ def to_pymatgen(density: DensityGrid | DensitySample) -> Chgcar:
     return Chgcar(structure, data, lines if any(lines.values()) else None)
 
 
-def from_pymatgen(chgcar: Chgcar) -> DensitySample:
+def from_pymatgen(chgcar: Chgcar, density_kind: DensityKind = "valence") -> DensitySample:
     """Take a density from pymatgen.
 
     Parameters
     ----------
     chgcar
         ``Chgcar`` of an ordered structure.
+    density_kind
+        What the density counts; the object does not say. Those of VASP count valence electrons.
 
     Returns
     -------
@@ -103,7 +105,8 @@ def from_pymatgen(chgcar: Chgcar) -> DensitySample:
     grids = [np.asarray(chgcar.data[name], dtype=float) / atoms.get_volume() for name in names]
     augmentation: Any = chgcar.data_aug or {}
     sections = [_section(augmentation.get(name), name, len(atoms)) for name in names]
-    return assemble(atoms, grids, sections, Provenance(code="VASP", density_kind="valence"))
+    code = "VASP" if density_kind == "valence" else "unknown"
+    return assemble(atoms, grids, sections, Provenance(code=code, density_kind=density_kind))
 
 
 def _section(given: Any, name: str, n_atoms: int) -> OnsiteSection:

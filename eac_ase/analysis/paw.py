@@ -150,7 +150,7 @@ def _setups(grid: DensityGrid) -> tuple[list[Any], list[Array], list[Array] | No
             "The functional of this density is unknown, and so are its PAW data sets: set "
             "provenance.functional of the grid."
         )
-    setups = list(Setups(grid.atoms.numbers, {}, {}, XC(functional)))
+    setups = list(Setups(grid.atoms.numbers, _kinds(grid), {}, XC(functional)))
     for a, (setup, matrix) in enumerate(zip(setups, grid.onsite, strict=True)):
         if np.shape(matrix) != (setup.ni, setup.ni):
             raise AnalysisError(
@@ -161,6 +161,20 @@ def _setups(grid: DensityGrid) -> tuple[list[Any], list[Array], list[Array] | No
     if grid.onsite_spin is not None:
         spin = [np.asarray(matrix, dtype=float) for matrix in grid.onsite_spin]
     return setups, [np.asarray(matrix, dtype=float) for matrix in grid.onsite], spin
+
+
+def _kinds(grid: DensityGrid) -> dict[str, str]:
+    """GPAW's names of the data sets that are not its default ones, by symbol."""
+    kinds: dict[str, str] = {}
+    for name in grid.provenance.paw_datasets:
+        symbol, *parts = name.split(".")
+        kind = ".".join(parts[:-1]) or "paw"
+        if kinds.setdefault(symbol, kind) != kind:
+            raise AnalysisError(
+                f"Atoms of {symbol} have PAW data sets of two kinds, {kinds[symbol]!r} and "
+                f"{kind!r}; which atom has which is not known."
+            )
+    return kinds
 
 
 def _partial_waves(

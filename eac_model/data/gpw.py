@@ -17,6 +17,8 @@ from eac_model.data.sample import DensitySample, Provenance
 from eac_model.errors import DensityFileError
 
 _WITH_SMALL_OR_LARGE_CORE = {"Na": (13, 5), "Mg": (13, 5), "Te": (13, 18)}
+_TAGS = ("gpaw", "GPAW")
+"""Of files of new and of classic GPAW."""
 _PLAIN_FUNCTIONALS = ("LDA", "PBE", "RPBE", "revPBE")
 
 
@@ -33,22 +35,22 @@ def read_gpw(path: str | Path, *, onsite: bool = True) -> DensitySample:
     Returns
     -------
     DensitySample
-        ``density`` is ñ in e/Å³ on the coarse grid; along directions without periodicity its
-        first layer is zero, as in ``get_pseudo_density(pad=True)``. ``onsite`` holds D_a of
-        shape (i, i), both spins together, ``onsite_spin`` up minus down.
+        ``density`` is ñ in e/Å³ on the coarse grid; in modes FD and LCAO its first layer along
+        directions without periodicity is zero, as in ``get_pseudo_density(pad=True)``. ``onsite``
+        holds D_a of shape (i, i), both spins together, ``onsite_spin`` up minus down.
 
     Raises
     ------
     DensityFileError
         If the file is damaged, not GPAW's, or of a non-collinear calculation; or if the numbers
-        of projectors, which the file does not hold, are not those of GPAW's own PAW data sets
-        (then ``onsite=False`` still reads the density).
+        of projectors, which the file does not hold, are not those of GPAW's own PAW data sets, or
+        more than one choice of these fits (then ``onsite=False`` still reads the density).
     """
     path = Path(path)
     # damaged files break in as many ways as there are layers in the container format
     try:
         with ulm.open(path) as reader:
-            if reader.get_tag() != "gpaw":
+            if reader.get_tag() not in _TAGS:
                 raise DensityFileError(f"{path}: not a GPAW file but {reader.get_tag()!r}.")
             return _read(reader, path, onsite)
     except DensityFileError:
@@ -80,12 +82,12 @@ def _read(reader: Any, path: Path, onsite: bool) -> DensitySample:
             f"{path}: key density.density has shape {grids.shape} or holds NaN; expected one or "
             "two finite grids. Non-collinear densities are not supported."
         )
-    # GPAW leaves out the boundary layer where the density vanishes
-    grids = np.pad(grids, [(0, 0), *((int(not periodic), 0) for periodic in atoms.pbc)])
+    mode = reader.parameters.get("mode", "fd")
+    if (mode.get("name") if isinstance(mode, dict) else mode) != "pw":
+        # GPAW leaves out the boundary layer where the density vanishes; plane waves have none.
+        grids = np.pad(grids, [(0, 0), *((int(not periodic), 0) for periodic in atoms.pbc)])
     xc = reader.parameters.get("xc", "LDA")
     functional = xc.get("name", "unknown") if isinstance(xc, dict) else str(xc)
-    symbols = sorted(set(atoms.get_chemical_symbols()))
-    known = functional in _PLAIN_FUNCTIONALS and "setups" not in reader.parameters
     spin_polarised = len(grids) == 2
     matrices = _read_matrices(reader, atoms, path) if onsite else ()
     return DensitySample(
@@ -98,7 +100,7 @@ def _read(reader: Any, path: Path, onsite: bool) -> DensitySample:
             code=f"GPAW {reader.get('gpaw_version', '')}".strip(),
             functional=functional,
             density_kind="pseudo",
-            paw_datasets=tuple(f"{symbol}.{functional}" for symbol in symbols) if known else (),
+            paw_datasets=_datasets(atoms, reader.parameters.get("setups", {}), functional),
             source=path.name,
         ),
     )
@@ -111,13 +113,18 @@ def _read_matrices(reader: Any, atoms: Atoms, path: Path) -> tuple[NDArray[np.fl
             f"{path}: key density.atomic_density_matrices has shape {packed.shape} and type "
             f"{packed.dtype}; expected (spins, numbers), real."
         )
-    sizes = _projectors(atoms, packed.shape[1])
-    if sizes is None:
+    choices = _projectors(atoms, packed.shape[1])
+    usual = [_choices(symbol)[0] for symbol in atoms.get_chemical_symbols()]
+    if usual in choices and "setups" not in reader.parameters:
+        choices = [usual]
+    if len(choices) != 1:
+        fit = "do not fit" if not choices else "fit more than one choice for"
         raise DensityFileError(
-            f"{path}: {packed.shape[1]} numbers a spin in density.atomic_density_matrices do not "
-            f"fit {atoms.get_chemical_formula()} with GPAW's own PAW data sets. Read the density "
+            f"{path}: {packed.shape[1]} numbers a spin in density.atomic_density_matrices {fit} "
+            f"{atoms.get_chemical_formula()} with GPAW's own PAW data sets. Read the density "
             "without them (onsite=False)."
         )
+    [sizes] = choices
     legacy = reader.version < 4
     matrices = []
     start = 0
@@ -142,20 +149,39 @@ def _unpack(packed: NDArray[np.float64], n: int, *, legacy: bool) -> NDArray[np.
     return matrices
 
 
-def _projectors(atoms: Atoms, total: int) -> list[int] | None:
-    """Number of projectors of every atom whose triangles add up to `total`."""
+def _datasets(atoms: Atoms, setups: Any, functional: str) -> tuple[str, ...]:
+    """Names of the PAW data sets, by symbol; empty where they are not known."""
+    if functional not in _PLAIN_FUNCTIONALS:
+        return ()
+    if isinstance(setups, str):
+        setups = {"default": setups}
+    names: dict[str, set[str]] = {}
+    for a, symbol in enumerate(atoms.get_chemical_symbols()):
+        given = [setups.get(key) for key in (a, str(a), symbol, "default")]
+        # What follows a colon is a correction +U, and leaves the data set as it is.
+        kind = str(next((one for one in given if one is not None), "paw")).split(":")[0]
+        name = (
+            f"{symbol}.{kind}.{functional}" if kind not in ("", "paw") else f"{symbol}.{functional}"
+        )
+        names.setdefault(symbol, set()).add(name)
+    return tuple(name for symbol in sorted(names) for name in sorted(names[symbol]))
+
+
+def _projectors(atoms: Atoms, total: int) -> list[list[int]]:
+    """Numbers of projectors of every atom whose triangles add up to `total`, all that there are."""
     symbols = atoms.get_chemical_symbols()
     elements = sorted(set(symbols))
+    found = []
     for choice in product(*(_choices(element) for element in elements)):
         size = dict(zip(elements, choice, strict=True))
         sizes = [size[symbol] for symbol in symbols]
         if sum(n * (n + 1) // 2 for n in sizes) == total:
-            return sizes
-    return None
+            found.append(sizes)
+    return found
 
 
 def _choices(element: str) -> tuple[int, ...]:
-    """Projectors of the element in GPAW's PAW data sets (0.9 and 1.x), the default first."""
+    """Projectors of the element in GPAW's PAW data sets (0.9 and 1.x), first those it takes."""
     number = atomic_numbers[element]
     if number <= 4:  # s, s, p
         return (5,)

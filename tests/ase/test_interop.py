@@ -14,6 +14,7 @@ from eac_ase.adapters.ase import from_vasp_charge_density, to_vasp_charge_densit
 from eac_ase.adapters.pymatgen import from_pymatgen, to_pymatgen
 from eac_ase.grid import DensityGrid
 from eac_model.data import DensitySample, Magnetization, read_chgcar, write_chgcar
+from eac_model.data.sample import Provenance
 from eac_model.errors import DensityFileError, GridError, StructureError
 
 outputs = pytest.importorskip("pymatgen.io.vasp.outputs")
@@ -91,6 +92,18 @@ COLLINEAR = [
 def test_a_density_survives_the_way_there_and_back(options, give, take):
     sample = make_sample(**options)
     assert_same(take(give(sample)), sample, occupancy_rtol=1e-6)
+
+
+def test_densities_of_other_kinds_are_taken_back_as_what_they_are():
+    grid = DensityGrid.from_sample(make_sample())
+    grid = replace(grid, kind="pseudo", provenance=Provenance("GPAW", "PBE", "pseudo"))
+    for give, take in (
+        (to_pymatgen, from_pymatgen),
+        (to_vasp_charge_density, from_vasp_charge_density),
+    ):
+        assert take(give(grid)).provenance.density_kind == "valence"
+        taken = take(give(grid), density_kind="pseudo").provenance
+        assert (taken.density_kind, taken.code) == ("pseudo", "unknown")
 
 
 @pytest.mark.parametrize("options", COLLINEAR, ids=str)

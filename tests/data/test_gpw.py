@@ -4,9 +4,11 @@ from contextlib import suppress
 
 import numpy as np
 import pytest
+from ase import Atoms
 from ase.build import bulk, molecule
 from ase.io import ulm
 from ase.io.trajectory import write_atoms
+from ase.units import Bohr
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -77,6 +79,42 @@ def test_a_molecule_has_both_spins_and_an_empty_boundary(spin_molecule):
         np.testing.assert_allclose(difference, alpha - beta, atol=1e-12)
 
 
+@pytest.mark.parametrize("code", [{}, {"legacy_gpaw": True}], ids=["new", "classic"])
+@pytest.mark.parametrize("mode", [{"mode": "fd", "h": 0.3}, {"mode": {"name": "pw", "ecut": 200}}])
+def test_open_directions_have_an_empty_layer_where_gpaw_leaves_one_out(tmp_path, code, mode):
+    atoms = molecule("H2", vacuum=1.8)
+    atoms.pbc = (True, False, False)
+    calculator = run_gpaw(atoms, tmp_path / "h2.gpw", xc="PBE", **mode, **code)
+    sample = read_gpw(tmp_path / "h2.gpw")
+    if code:
+        expected = calculator.get_pseudo_density(pad=True)
+        unpack_density = pytest.importorskip("gpaw.utilities").unpack_density
+        matrices = [unpack_density(D_sp[0]) for D_sp in calculator.density.D_asp.values()]
+    else:
+        density = calculator.dft.density.nt_sR
+        expected = density.to_pbc_grid().data[0] / Bohr**3
+        matrices = [D_sii[0] for D_sii in matrices_of(calculator)]
+    np.testing.assert_allclose(sample.density, expected, atol=1e-9)
+    assert sample.density[:, 0].any() == (mode["mode"] != "fd")
+    np.testing.assert_allclose(sample.onsite, matrices, atol=1e-12)
+
+
+def test_data_sets_that_were_asked_for_are_recorded_by_name(tmp_path):
+    atoms = molecule("HF", vacuum=1.8)
+    run_gpaw(atoms, tmp_path / "hf.gpw", xc="PBE", mode="fd", h=0.3, setups={"F": "v2"})
+    assert read_gpw(tmp_path / "hf.gpw").provenance.paw_datasets == ("F.v2.PBE", "H.PBE")
+
+
+def test_matrices_that_could_be_of_two_choices_of_data_sets_are_refused(tmp_path):
+    # Na and Mg have 13 projectors, or 5 without their semicore states.
+    path = write_gpw(tmp_path / "x.gpw", matrices=np.zeros((1, 91 + 15)), symbols="NaMg")
+    with pytest.raises(DensityFileError, match="fit more than one choice for MgNa"):
+        read_gpw(path)
+    assert read_gpw(path, onsite=False).onsite is None
+    path = write_gpw(tmp_path / "y.gpw", matrices=np.zeros((1, 91 + 91)), symbols="NaMg")
+    assert [len(matrix) for matrix in read_gpw(path).onsite] == [13, 13]
+
+
 def test_the_source_is_recorded(lithium):
     provenance = read_gpw(lithium[1]).provenance
     assert provenance.code.startswith("GPAW 2")
@@ -96,7 +134,7 @@ def test_projectors_are_known_for_every_data_set_of_gpaw():
 
 
 def write_gpw(path, *, version=3, matrices, density=None, tag="gpaw", symbols="H2"):
-    atoms = molecule(symbols)
+    atoms = Atoms(symbols, [(0, 0, 0), (0, 0, 1.5)])
     atoms.set_cell([3, 3, 3])
     atoms.pbc = True
     with ulm.Writer(path, tag=tag) as writer:

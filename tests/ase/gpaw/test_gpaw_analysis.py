@@ -39,6 +39,19 @@ def test_the_dipole_moment_is_gpaws(water):
     assert np.linalg.norm(found.vector) > 0.3
 
 
+@pytest.mark.parametrize("mode", [{"mode": "fd", "h": 0.3}, PARAMETERS], ids=["fd", "pw"])
+@pytest.mark.parametrize("setups", [{}, {"F": "v2"}], ids=["default", "v2"])
+def test_open_boxes_and_other_data_sets_have_gpaws_dipole(tmp_path, mode, setups):
+    atoms = Atoms("HF", [(0, 0, 0), (0, 0, 0.92)])
+    atoms.center(2.0)
+    rough = {"density": 1e-3, "eigenstates": 1e-3}
+    atoms.calc = GPAW(**{"xc": "PBE", "txt": None, **mode}, setups=setups, convergence=rough)
+    expected = atoms.get_dipole_moment()
+    atoms.calc.write(tmp_path / "hf.gpw")
+    found = dipole_moment(DensityGrid.read(tmp_path / "hf.gpw"))
+    assert found.vector == pytest.approx(expected, abs=5e-3)
+
+
 def test_the_electrons_of_n_and_d_are_the_valence_electrons(water):
     _, grid = water
     fine, missing, spin = all_electron_valence(grid.resample((60, 60, 60)))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import sys
 import warnings
 from dataclasses import replace
 from types import SimpleNamespace
@@ -36,7 +38,7 @@ from eac_ase.adapters.gpaw import (
     fixed_density,
     start_from_density,
 )
-from eac_ase.adapters.gpaw_state import check_setups
+from eac_ase.adapters.gpaw_state import Correction, check_setups, predict_state
 from eac_ase.analysis import dipole_moment
 
 SILICON = Settings(cutoff=200, kpoint_density=0.9)
@@ -553,6 +555,138 @@ def test_without_matrices_these_come_from_wave_functions(silicon):
     assert kept.predicted_start.starts[0].passes == 2
 
 
+# -- what is interrupted, changed or copied ----------------------------------------------------
+
+
+def interrupted(monkeypatch, name):
+    """The first call of a function of the adapter is interrupted, as by Ctrl-C."""
+    adapter = sys.modules[start_from_density.__module__]
+    original, left = getattr(adapter, name), [1]
+
+    def once(*arguments, **keywords):
+        if left:
+            left.pop()
+            raise KeyboardInterrupt
+        return original(*arguments, **keywords)
+
+    monkeypatch.setattr(adapter, name, once)
+
+
+def test_fixed_densities_stay_fixed_after_an_interruption(silicon, monkeypatch):
+    calculator = fixed_density(gpaw_for(silicon), KnownDensity([free_atoms(silicon)]), refresh=1)
+    expected, _ = energy_and_iterations(silicon.atoms, calculator)
+    again = fixed_density(gpaw_for(silicon), KnownDensity([free_atoms(silicon)]), refresh=1)
+    interrupted(monkeypatch, "eigensolver_passes")
+    with pytest.raises(KeyboardInterrupt):
+        energy_and_iterations(silicon.atoms, again)
+    found, _ = energy_and_iterations(silicon.atoms, again)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert abs(found - silicon.calculation.energy) > 1e-2  # of the self-consistent state
+
+
+def test_starts_are_predicted_after_an_interruption(silicon, monkeypatch):
+    calculator = start_from_density(gpaw_for(silicon), KnownDensity([silicon]))
+    interrupted(monkeypatch, "hold_density")
+    with pytest.raises(KeyboardInterrupt):
+        energy_and_iterations(silicon.atoms, calculator)
+    calculator.create_new_calculation(silicon.atoms)
+    assert [start.predicted for start in calculator.predicted_start.starts] == [True]
+    assert calculator.dft.scf_loop.mixer.beta == 0.5
+
+
+def test_moves_that_were_interrupted_spoil_no_extrapolation(monkeypatch):
+    parameters = {"mode": {"name": "pw", "ecut": 150}, "xc": "PBE", "symmetry": "off"}
+    atoms = hydrogen()
+    atoms.calc = start_from_density(GPAW(**parameters, txt=None), tiny_model())
+    atoms.get_potential_energy()
+    atoms.positions[0, 2] -= 0.1
+    with monkeypatch.context() as patch:
+        interrupted(patch, "fill_density")
+        with pytest.raises(KeyboardInterrupt):
+            atoms.get_potential_energy()
+    atoms.get_potential_energy()
+    corrections = []
+    taken = Correction.of
+
+    def watched(density, state):
+        corrections.append((density.nt_sR.data.copy(), taken(density, state)))
+        return corrections[-1][1]
+
+    monkeypatch.setattr(Correction, "of", watched)
+    before = atoms.copy()
+    atoms.positions[0, 2] -= 0.1
+    atoms.get_potential_energy()
+    ((converged, correction),) = corrections
+    # The prediction that it corrects is that for the geometry that was converged.
+    shape = tuple(converged.shape[1:])
+    expected = predict_state(atoms.calc.predicted_start.model, before, shape).total
+    np.testing.assert_allclose(converged[0] - correction.density.data[0], expected, atol=1e-6)
+
+
+def test_fixed_densities_stay_fixed_when_gpaw_s_settings_are_changed(silicon):
+    calculator = fixed_density(gpaw_for(silicon), KnownDensity([free_atoms(silicon)]))
+    expected, _ = energy_and_iterations(silicon.atoms, calculator)
+    calculator.dft.change(convergence={"eigenstates": 1e-9})
+    found, _ = energy_and_iterations(silicon.atoms, calculator)
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_fixed_densities_converge_by_energy_where_nothing_else_is_asked_for(silicon):
+    model = KnownDensity([silicon])
+    criteria = {"energy": 1e-5, "density": np.inf, "eigenstates": np.inf}
+    calculator = fixed_density(gpaw_for(silicon, convergence=criteria), model)
+    energy, _ = energy_and_iterations(silicon.atoms, calculator)
+    assert energy == pytest.approx(silicon.calculation.energy, abs=1e-3)
+
+
+def test_fixed_densities_with_moments_need_a_model_with_spin(oxygen):
+    spinless = KnownDensity([replace(oxygen, spin_density=None, onsite_spin=None)])
+    with pytest.raises(ConfigurationError, match="predicts no spin density"):
+        energy_and_iterations(oxygen.atoms, fixed_density(gpaw_for(oxygen), spinless))
+    with pytest.raises(ConfigurationError, match="predicts no spin density"):
+        all_electron_density(gpaw_for(oxygen), spinless, oxygen.atoms)
+
+
+def test_moments_of_hund_s_rule_are_compared_with_the_predicted_ones(oxygen):
+    class Deaf(KnownDensity):
+        def get_density_grid(self, atoms, *, like, progress=None):
+            return super().get_density_grid(oxygen.atoms, like=like)
+
+    calculator = fixed_density(gpaw_for(oxygen, hund=True), Deaf([oxygen]))
+    with pytest.warns(UserWarning, match=r"begins with a moment of 2\.00"):
+        calculator.create_new_calculation(oxygen.atoms)
+
+
+def test_atoms_of_another_mode_are_extrapolated_on_its_grid():
+    atoms = hydrogen()
+    lcao = {"mode": "lcao", "basis": "sz(dzp)", "h": 0.3, "xc": "PBE", "symmetry": "off"}
+    atoms.calc = start_from_density(GPAW(**lcao, txt=None), tiny_model())
+    atoms.get_potential_energy()
+    atoms.calc.dft.change_mode({"name": "pw", "ecut": 250})
+    atoms.positions[0, 2] -= 0.05
+    atoms.get_potential_energy()
+    assert [start.kind for start in atoms.calc.predicted_start.starts][-1] == "moved"
+
+
+def test_a_copy_calculates_by_itself(silicon):
+    calculator = start_from_density(gpaw_for(silicon), KnownDensity([silicon]))
+    other = copy.copy(calculator)
+    other.create_new_calculation(silicon.atoms)
+    assert calculator.predicted_start.starts == []
+    assert calculator._dft is None
+    assert len(other.predicted_start.starts) == 1
+
+
+def test_direct_minimisers_change_no_density_that_is_to_be_kept(silicon):
+    model = KnownDensity([silicon])
+    direct = gpaw_for(silicon, eigensolver={"name": "etdm-fdpw"})
+    for _ in range(2):
+        with pytest.raises(ConfigurationError, match="minimises the energy directly"):
+            energy_and_iterations(silicon.atoms, fixed_density(direct, model))
+    with pytest.raises(ConfigurationError, match="minimises the energy directly"):
+        all_electron_density(direct, model, silicon.atoms, refresh=1)
+
+
 # -- refusals ----------------------------------------------------------------------------------
 
 
@@ -620,6 +754,8 @@ def test_other_calculators_and_options_are_refused(silicon):
     classic = gpaw_for(silicon, legacy_gpaw=True)
     with pytest.raises(ConfigurationError, match="new code"):
         start_from_density(classic, model, hold=2)
+    with pytest.raises(ConfigurationError, match="'si-pbe' is no model"):
+        start_from_density(classic, "si-pbe")
     with pytest.raises(ConfigurationError, match="classic GPAW"):
         fixed_density(classic, model)
     # GPAW knows non-collinear spins with the LDA only
@@ -634,6 +770,8 @@ def test_charged_cells_are_warned_of(silicon):
     model = KnownDensity([silicon])
     with pytest.warns(UserWarning, match=r"charge \+1"):
         start_from_density(gpaw_for(silicon, charge=1.0), model)
+    with pytest.warns(UserWarning, match=r"charge \+1"):
+        start_from_density(gpaw_for(silicon, charge=1.0, legacy_gpaw=True), model)
     with pytest.warns(UserWarning, match=r"charge \+1"):
         all_electron_density(gpaw_for(silicon, charge=1.0), model, silicon.atoms)
 
