@@ -774,7 +774,7 @@ class EACDensity(BaseCalculator):
 
     def _settings(self) -> tuple[Any, ...]:
         """What results depend on beside the structure."""
-        return (self.normalize, *fingerprint(self.network))
+        return (self.normalize, fingerprint(self.network))
 
     def _encode(self, atoms: Atoms) -> EncodedAtoms:
         return self._know(atoms).encoded
@@ -1013,7 +1013,7 @@ class _Known:
     """What was found out of one structure."""
 
     encoded: EncodedAtoms
-    weights: tuple[float, ...]
+    weights: int
     """Fingerprint of the network at the time."""
     estimate: ErrorEstimate | None
     integrals: tuple[NDArray[np.float64], NDArray[np.float64]] | None = None

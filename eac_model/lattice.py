@@ -75,7 +75,10 @@ def checked_shape(shape: Shape) -> Shape:
     GridError
         They are something else.
     """
-    if np.shape(shape) != (3,) or any(not np.isfinite(n) or n != int(n) or n < 1 for n in shape):
-        raise GridError(f"A grid needs three positive whole numbers of points, not {shape}.")
-    n1, n2, n3 = (int(n) for n in shape)
-    return n1, n2, n3
+    try:
+        n1, n2, n3 = numbers = [int(n) for n in shape]
+        if min(numbers) > 0 and numbers == list(shape):
+            return n1, n2, n3
+    except (TypeError, ValueError, OverflowError):  # no numbers, NaN, inf
+        pass
+    raise GridError(f"A grid needs three positive whole numbers of points, not {shape}.")

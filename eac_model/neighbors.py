@@ -23,6 +23,9 @@ from eac_model.graph import AtomGraph, PointPairs
 CLOSEST_ATOMS = 0.1
 """Atoms nearer to each other than this (Å) are taken for a mistake in the structure."""
 
+LARGEST_EXTENT = 1e4
+"""Longer structures (Å) are taken for a mistake: an atom that flew away, or wrong units."""
+
 
 @functools.cache
 def compiled_search() -> ModuleType | None:
@@ -49,7 +52,8 @@ def check_structure(
     StructureError
         No atoms; sites that several elements, or none, may occupy; NaN or infinite positions,
         cell vectors or moments; moments of three components where they count; a periodic direction
-        without a cell vector; a flat cell; or two atoms closer than :data:`CLOSEST_ATOMS`.
+        without a cell vector; a flat cell; two atoms closer than :data:`CLOSEST_ATOMS`; or a
+        structure longer than :data:`LARGEST_EXTENT`.
     UnknownElementError
         An element that is not among ``elements``.
     """
@@ -85,8 +89,10 @@ def check_structure(
                 f"Direction {axis} is periodic but has no cell vector. "
                 "Give the structure a cell, or set pbc to False along it."
             )
-    if abs(atoms.cell.complete().volume) < 1e-6 * max(1.0, lengths.max()) ** 3:
+    cell = atoms.cell.complete()
+    if abs(cell.volume) < 1e-6 * np.prod(cell.lengths()):
         raise StructureError("The cell vectors lie in one plane (volume zero).")
+    _check_extent(atoms)
     if elements is not None:
         unknown = sorted(
             {s for s, z in zip(atoms.symbols, atoms.numbers, strict=True) if z not in elements}
@@ -97,14 +103,35 @@ def check_structure(
                 f"The model does not know {', '.join(unknown)}; it was built for {known}. "
                 "Choose another model (`eac models`) or train one on this element."
             )
-    # Of more: lists of so short a cutoff cut the cell into very many boxes, which takes longer.
-    i, j, vectors = _atom_pairs(atoms, 5 * CLOSEST_ATOMS)
-    close = np.flatnonzero(np.linalg.norm(vectors, axis=1) < CLOSEST_ATOMS)
+    images, positions = periodic_images(atoms, CLOSEST_ATOMS)
+    close = cKDTree(positions).query_pairs(CLOSEST_ATOMS, output_type="ndarray")
     if len(close):
+        first, second = sorted(images[close[0]].tolist())
         raise StructureError(
-            f"Atoms {i[close[0]]} and {j[close[0]]} are closer than {CLOSEST_ATOMS} Å "
+            f"Atoms {first} and {second} are closer than {CLOSEST_ATOMS} Å "
             "(possibly through a periodic image). Remove the duplicate or enlarge the cell."
         )
+
+
+def _check_extent(atoms: Atoms) -> None:
+    """Refuse what the search for neighbours would take for ever for, or die of."""
+    cell = np.asarray(atoms.cell.complete())
+    inverse = np.linalg.inv(cell)
+    for axis, periodic in enumerate(atoms.pbc):
+        # Distances between the layers that the other two vectors span.
+        height = 1 / np.linalg.norm(inverse[:, axis])
+        places = atoms.positions @ inverse[:, axis] * height
+        if periodic and np.linalg.norm(cell[axis]) > LARGEST_EXTENT:
+            raise StructureError(
+                f"Cell vector {axis} is {np.linalg.norm(cell[axis]):g} Å long, more than "
+                f"{LARGEST_EXTENT:g} Å. Are the units right?"
+            )
+        if not periodic and np.ptp(places) > LARGEST_EXTENT:
+            far = int(np.argmax(abs(places - np.median(places))))
+            raise StructureError(
+                f"Atom {far} ({atoms.symbols[far]}) at {atoms.positions[far]} lies more than "
+                f"{LARGEST_EXTENT:g} Å from others. Remove it, or are the units right?"
+            )
 
 
 def _atom_pairs(atoms: Atoms, cutoff: float) -> tuple[NDArray, NDArray, NDArray]:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -21,7 +20,7 @@ Devices = Sequence[torch.device | str]
 Worker = TypeVar("Worker")
 Task = TypeVar("Task")
 
-Copies = tuple[tuple[float, ...], tuple[torch.device, ...], list[DensityNetwork]]
+Copies = tuple[int, tuple[torch.device, ...], list[DensityNetwork]]
 _copies: WeakKeyDictionary[DensityNetwork, Copies] = WeakKeyDictionary()
 
 
@@ -103,15 +102,30 @@ def share(
             raise
 
 
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Matrix products in all digits of float32 on GPUs, whatever the program has set (TF32)."""
-    before: str = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
+class _FullPrecision:
+    """Matrix products in all digits of float32 on GPUs, whatever the program has set (TF32).
+
+    The setting is one for all threads: the first that needs it sets it, the last puts it back.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.users, self.before = threading.Lock(), 0, "highest"
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.users == 0:
+                self.before = torch.get_float32_matmul_precision()
+                torch.set_float32_matmul_precision("highest")
+            self.users += 1
+
+    def __exit__(self, *error: object) -> None:
+        with self.lock:
+            self.users -= 1
+            if self.users == 0:
+                torch.set_float32_matmul_precision(self.before)
+
+
+full_precision = _FullPrecision()
 
 
 def _indexed(device: torch.device) -> torch.device:

@@ -94,7 +94,7 @@ class RadialTransforms:
         return result
 
 
-_known: WeakKeyDictionary[EACNet, tuple[tuple[float, ...], RadialTransforms]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[EACNet, tuple[tuple[int, float], RadialTransforms]] = WeakKeyDictionary()
 
 
 def radial_transforms(network: EACNet, largest: float) -> RadialTransforms:
@@ -110,7 +110,7 @@ def radial_transforms(network: EACNet, largest: float) -> RadialTransforms:
     bound = tolerance * math.factorial(TERMS) * (TERMS + 1) / 2
     width = 4 * bound ** (1 / TERMS) / reach
     count = int(largest / width) + 1
-    state = (*fingerprint(network), tolerance)
+    state = (fingerprint(network), tolerance)
     before = _known.get(network)
     found = None if before is None or before[0] != state else before[1]
     first = 0 if found is None else found.count

@@ -158,7 +158,8 @@ def evaluate_points(
     GridError
         Points of another shape, or not finite.
     ConfigurationError
-        Contributions of atoms are asked of a network that has none.
+        Contributions of atoms are asked of a network that has none; `of_atoms` is no mask of the
+        atoms; `block_size` is not positive.
     """
     points = np.asarray(points, dtype=float)
     if points.ndim != 2 or points.shape[1] != 3:
@@ -169,7 +170,9 @@ def evaluate_points(
         raise ConfigurationError(
             f"The architecture {network.config.architecture} has no contributions."
         )
-    wrapped = wrap_points(points, encoded.atoms)
+    _check_choices(encoded, of_atoms, block_size)
+    # Farther away neighbouring numbers are no longer neighbouring points, and squares overflow.
+    wrapped = wrap_points(np.clip(points, -1e12, 1e12), encoded.atoms)
     wanted = _Wanted(contributions, of_atoms)
     shape = (network.n_spin, len(points), len(encoded.atoms))[: 3 if contributions else 2]
     result: NDArray[np.floating] = np.zeros(shape, dtype=_numpy_dtype(network))
@@ -222,9 +225,15 @@ def evaluate_grid(
     Raises
     ------
     GridError
-        The shape is none.
+        The shape, the cell or the origin is none.
+    ConfigurationError
+        As in :func:`evaluate_points`.
     """
     shape = checked_shape(shape)
+    for name, value, form in (("cell", cell, (3, 3)), ("origin", origin, (3,))):
+        if value is not None and (np.shape(value) != form or not np.isfinite(value).all()):
+            raise GridError(f"{name}: finite numbers of shape {form} are needed, not {value!r}.")
+    _check_choices(encoded, of_atoms, block_size)
     whole = cell is None or np.array_equal(cell, encoded.atoms.cell)
     if symmetry and whole and of_atoms is None and (origin is None or not np.any(origin)):
         unique = unique_points(encoded.atoms, shape, mirrors=network.mirror_images_have_one_density)
@@ -538,7 +547,7 @@ def _shell_contributions(
     found = []
     for kernel in worker.kernels.shells:
         ordered = sort_pairs(pairs, atom, kernel.shells, kernel.l_max, kernel.core_radius)
-        with torch.no_grad(), full_precision():
+        with torch.no_grad(), full_precision:
             values = kernel.contributions(encoded.descriptors, elements, ordered, n_points)
         values = values.expand(network.n_spin, -1)
         found.append(_Contributions(ordered.atom, ordered.point, ordered.vectors, values))
@@ -550,7 +559,7 @@ def _network_contributions(
 ) -> _Contributions:
     """The network itself on a list of pairs: few of them, or in float64."""
     present, local, order = _local_pairs(pairs, atom, n_points)
-    with torch.no_grad(), full_precision():
+    with torch.no_grad(), full_precision:
         found = [
             network.contributions(descriptors[present], encoded.numbers[present], local)
             for descriptors in encoded.descriptors
@@ -575,7 +584,7 @@ def _density(
     if not len(pairs):
         return 0.0
     present, local, _ = _local_pairs(pairs, atom, n_points)
-    with torch.no_grad(), full_precision():
+    with torch.no_grad(), full_precision:
         found = network.density(encoded.descriptors[:, present], encoded.numbers[present], local)
     values: NDArray[np.floating] = found.cpu().numpy()
     return values
@@ -606,6 +615,20 @@ def _local_pairs(
         n_points=n_points,
     )
     return present, local, order
+
+
+def _check_choices(
+    encoded: EncodedAtoms, of_atoms: NDArray[np.bool_] | None, block_size: int | None
+) -> None:
+    # Numbers would be taken for indices.
+    if of_atoms is not None and (
+        np.shape(of_atoms) != (len(encoded.atoms),) or np.asarray(of_atoms).dtype != bool
+    ):
+        raise ConfigurationError(
+            f"of_atoms: a mask is needed, True or False for each of {len(encoded.atoms)} atoms."
+        )
+    if block_size is not None and block_size < 1:
+        raise ConfigurationError(f"block_size={block_size}: a positive number of points.")
 
 
 def _blocks_of_points(points: NDArray, block_size: int) -> Iterator[NDArray[np.int64]]:

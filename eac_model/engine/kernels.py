@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import zlib
 from dataclasses import dataclass
 from weakref import WeakKeyDictionary
 
@@ -29,7 +30,7 @@ class Kernels:
         return self.fused is not None or bool(self.shells)
 
 
-_prepared: WeakKeyDictionary[EACNet, tuple[tuple[float, ...], Kernels]] = WeakKeyDictionary()
+_prepared: WeakKeyDictionary[EACNet, tuple[tuple[int, bool], Kernels]] = WeakKeyDictionary()
 
 
 def shell_kernels(network: EACNet) -> Kernels:
@@ -40,7 +41,7 @@ def shell_kernels(network: EACNet) -> Kernels:
     """
     if network.dtype != torch.float32:
         return Kernels()
-    state = (*fingerprint(network), float(compiled_loop() is not None))
+    state = (fingerprint(network), compiled_loop() is not None)
     known = _prepared.get(network)
     if known is None or known[0] != state:
         known = (state, _prepare(network))
@@ -64,19 +65,21 @@ def _prepare(network: EACNet) -> Kernels:
     return Kernels(fused, tuple(shells))
 
 
-def fingerprint(network: DensityNetwork) -> tuple[float, ...]:
+def fingerprint(network: DensityNetwork) -> int:
     """Changes with the parameters, however they were changed; within this process.
 
-    Norms see new values; torch counts changes in place, of which norms do not see those of signs
-    and order.
+    A checksum of their values: torch does not count changes made through ``data``.
     """
-    tensors: list[Tensor] = []
+    checksum = 0
     for module in network.modules():
-        tensors += [*module.parameters(recurse=False), *module.buffers(recurse=False)]
-    # At once: one by one the norms take longer than the density of a small crystal.
-    norms = torch._foreach_norm([t.detach().float() for t in tensors if t.numel()])
-    changes = [0 if t.is_inference() else t._version for t in tensors]
-    return (*torch.stack(list(norms)).tolist(), *changes)
+        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            checksum = zlib.crc32(_bytes(tensor), checksum)
+    return checksum
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    flat = tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy()
+    return memoryview(flat.data)
 
 
 def digest(network: DensityNetwork) -> str:
@@ -84,5 +87,5 @@ def digest(network: DensityNetwork) -> str:
     found = hashlib.sha256(network.config.model_dump_json().encode())
     for name, tensor in network.state_dict().items():
         found.update(name.encode())
-        found.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+        found.update(_bytes(tensor))
     return found.hexdigest()

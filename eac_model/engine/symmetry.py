@@ -52,28 +52,37 @@ def unique_points(
     operations = _operations(atoms, shape, mirrors)
     if len(operations) < 2:
         return None
-    places = [np.arange(n, dtype=np.int32) for n in shape]
-    lowest = np.full(shape, n_points, dtype=np.int32)
-    for matrix, shift in operations:
+    # A point stands for its set if no image of it comes earlier: of the points that are left after
+    # some operations, few see the others.
+    first = np.arange(n_points, dtype=np.int32)
+    for operation in operations:
+        first = first[_images(first, operation, shape) >= first]
+    which = np.empty(n_points, dtype=np.int32)
+    rows = np.arange(len(first), dtype=np.int32)
+    for operation in operations:
+        which[_images(first, operation, shape)] = rows
+    indices = np.stack(np.unravel_index(first, shape), axis=1)
+    return UniquePoints(indices.astype(np.int64), which.reshape(shape))
+
+
+def _images(
+    points: NDArray[np.int32],
+    operation: tuple[NDArray[np.int32], NDArray[np.int32]],
+    shape: tuple[int, int, int],
+) -> NDArray[np.int32]:
+    """Flat indices of the points that an operation takes points to."""
+    matrix, shift = operation
+    indices = np.unravel_index(points, shape)
+    flat = np.zeros(len(points), dtype=np.int32)
+    for row, offset, size in zip(matrix, shift, shape, strict=True):
         # Each coordinate of the image is a sum of functions of one index.
-        flat = np.zeros(shape, dtype=np.int32)
-        for axis in range(3):
-            parts = [matrix[axis, other] * places[other] for other in range(3)]
-            parts[0] = parts[0] + shift[axis]
-            image = (
-                parts[0][:, None, None] % shape[axis]
-                + parts[1][None, :, None] % shape[axis]
-                + parts[2][None, None, :] % shape[axis]
-            )
-            image %= shape[axis]
-            flat *= shape[axis]
-            flat += image
-        np.minimum(lowest, flat, out=lowest)
-    # A point stands for its set if no image of it comes earlier.
-    first = lowest.ravel() == np.arange(n_points, dtype=np.int32)
-    rows = np.cumsum(first, dtype=np.int32) - np.int32(1)
-    indices = np.stack(np.unravel_index(np.flatnonzero(first), shape), axis=1)
-    return UniquePoints(indices.astype(np.int64), rows[lowest])
+        image = np.full(len(points), offset % size, dtype=np.int32)
+        for factor, index, n in zip(row, indices, shape, strict=True):
+            if factor % size:
+                image += (factor * np.arange(n, dtype=np.int32) % size)[index]
+        flat *= size
+        flat += image % size
+    return flat
 
 
 def _operations(

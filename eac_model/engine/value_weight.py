@@ -11,6 +11,7 @@ runs along contiguous points.
 from __future__ import annotations
 
 import copy
+import threading
 import typing
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -107,7 +108,7 @@ class ShellValueWeight:
         def head(layers: list[tuple[Tensor, Tensor]]) -> _Head:
             return _Head(layers, self.size, decoder, attributes, self.shells, appended, cast)
 
-        self._tables: _AtomTables | None = None
+        self._kept = threading.local()
         self.value = head(_layers(decoder.value))
         self.gathered: _Head | None = None
         if decoder.kind not in ("I", "S"):
@@ -234,11 +235,11 @@ class ShellValueWeight:
             yield piece, columns
 
     def _tables_of(self, descriptors: Tensor, elements: Tensor) -> _AtomTables:
-        """The tables of a structure, kept from tile to tile."""
-        known = self._tables
+        """The tables of a structure, kept from tile to tile by each thread for itself."""
+        known: _AtomTables | None = getattr(self._kept, "tables", None)
         # The old tables hold on to their descriptors: no other tensor lies where these do.
         if known is None or known.descriptors.data_ptr() != descriptors.data_ptr():
-            known = self._tables = _AtomTables(self.first, descriptors, elements)
+            known = self._kept.tables = _AtomTables(self.first, descriptors, elements)
         return known
 
 

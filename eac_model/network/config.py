@@ -69,7 +69,8 @@ class CommonConfig(BaseModel):
     """Atomic numbers the model is built for, ascending. Others are refused at prediction."""
     spin: bool = False
     """Predict ρ↑ and ρ↓. One network g is evaluated with the initial moments and with all of them
-    flipped: ρ↑ = g(m), ρ↓ = g(−m), so the spin density is odd and the density even, exactly."""
+    flipped: ρ↑ = g(m), ρ↓ = g(−m), so that of any weights the spin density is odd and the
+    density even."""
     superposition: bool = False
     """Add the superposed densities of free atoms (radial tables in the model file), so that the
     network learns the difference only."""

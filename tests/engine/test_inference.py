@@ -1,10 +1,19 @@
+import copy
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import torch
 from ase import Atoms
 
 from eac_model.engine import encode, evaluate_grid, evaluate_points, integrate_density
-from eac_model.errors import StructureError, UnknownElementError
+from eac_model.errors import (
+    ConfigurationError,
+    GridError,
+    StructureError,
+    UnknownElementError,
+)
 from eac_model.neighbors import atom_graph, point_pairs
 from eac_model.network import EACNet, NetworkConfig
 
@@ -25,9 +34,11 @@ def network(dtype=torch.float64, **settings):
     }
     model = EACNet(NetworkConfig(**defaults | settings))
     with torch.no_grad():
-        model.superposition.table.uniform_(0, 1)
-        model.linear.functions.mul_(1000)
-        model.scale_contributions.copy_(torch.tensor([0.7, 1.3]))
+        if model.superposition is not None:
+            model.superposition.table.uniform_(0, 1)
+        if model.linear is not None:
+            model.linear.functions.mul_(1000)
+            model.scale_contributions.copy_(torch.tensor([0.7, 1.3]))
     return model.to(dtype).eval()
 
 
@@ -184,6 +195,82 @@ def test_points_that_are_none_are_refused(points):
     model = network()
     with pytest.raises(ValueError, match=r"[Pp]oints"):
         evaluate_points(model, encode(model, structure()), points)
+
+
+def test_finite_points_are_out_of_reach_however_far():
+    model = network()
+    far = [[1e160, 0, 0], [0, -1.7e308, 1.7e308], [1e13, 1e13, 1e13]]
+    assert not evaluate_points(model, encode(model, structure(pbc=False)), far).any()
+    assert np.isfinite(evaluate_points(model, encode(model, structure()), far)).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"of_atoms": np.array([1, 1, 0, 0])}, ConfigurationError, "a mask is needed"),
+        ({"of_atoms": [True]}, ConfigurationError, "each of 4 atoms"),
+        ({"block_size": -1}, ConfigurationError, "block_size=-1"),
+        ({"cell": [3, 3, 3]}, GridError, "cell: finite numbers"),
+        ({"cell": np.full((3, 3), np.nan)}, GridError, "cell: finite numbers"),
+        ({"origin": [np.nan, 0, 0]}, GridError, "origin: finite numbers"),
+    ],
+)
+def test_arguments_that_cannot_be_meant_are_refused(options, error, message):
+    model = network()
+    with pytest.raises(error, match=message):
+        evaluate_grid(model, encode(model, structure()), (2, 2, 2), **options)
+
+
+@pytest.mark.parametrize("shape", [(None, 2, 3), (2, 2, [3]), (2, 2), (2, 2, np.inf), (1, 2, 1.5)])
+def test_shapes_that_are_none_are_refused(shape):
+    model = network()
+    with pytest.raises(GridError, match="three positive whole numbers"):
+        evaluate_grid(model, encode(model, structure()), shape)
+
+
+@pytest.mark.parametrize("decoder", ["linear", "value-weight"])
+def test_threads_may_share_a_network(decoder):
+    model = network(torch.float32, decoder=decoder)
+    encoded = encode(model, structure())
+    rng = np.random.default_rng(2)
+    points = [rng.uniform(0, 3, (150, 3)) for _ in range(24)]
+    expected = [evaluate_points(model, encoded, some, block_size=20) for some in points]
+    switching = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            jobs = [
+                pool.submit(evaluate_points, model, encode(model, structure()), some, block_size=20)
+                for some in points
+            ]
+            found = [job.result() for job in jobs]
+    finally:
+        sys.setswitchinterval(switching)
+    np.testing.assert_array_equal(found, expected)
+
+
+@pytest.mark.parametrize("decoder", ["linear", "value-weight"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda parameter: parameter.data.neg_(),
+        lambda parameter: parameter.data.copy_(parameter.data.flip(0)),
+        lambda parameter: setattr(parameter, "data", -parameter.data),
+        lambda parameter: parameter.data.mul_(1.001),
+    ],
+    ids=["in place", "copied", "replaced", "scaled"],
+)
+def test_weights_changed_behind_the_back_of_torch_are_noticed(decoder, change):
+    model, atoms = network(torch.float32, decoder=decoder, superposition=False), structure()
+    points = np.random.default_rng(1).uniform(0, 3, (20, 3))
+    before = evaluate_points(model, encode(model, atoms), points)
+    for parameter in model.parameters():
+        change(parameter)
+    found = evaluate_points(model, encode(model, atoms), points)
+    fresh = copy.deepcopy(model)
+    expected = evaluate_points(fresh, encode(fresh, atoms), points)
+    assert np.abs(expected - before).max() > 1e-3 * np.abs(before).max()
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6 * np.abs(expected).max())
 
 
 def test_bad_structures_are_refused_before_the_encoder_runs(monkeypatch):

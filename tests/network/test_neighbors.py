@@ -121,11 +121,32 @@ def test_concatenated_graphs_and_pairs_keep_structures_apart():
         (Atoms("H2", [[0, 0, 0], [0, 0, 0.01]]), "closer than"),
         (Atoms("H2", [[0, 0, 0], [0, 0, 4.99]], cell=[5, 5, 5], pbc=True), "closer than"),
         (Atoms("H", magmoms=[np.nan]), "magnetic moment"),
+        (Atoms("H3", [[0, 0, 0], [0, 0, 1], [0, 0, 2e5]]), r"Atom 2 \(H\) .* from others"),
+        (
+            Atoms("H2", [[0, 0, 0], [0, 0, 3e4]], cell=[3, 3, 0], pbc=(True, True, False)),
+            "from others",
+        ),
+        (Atoms("H", cell=[3, 3, 2e4], pbc=True), "Cell vector 2 is 20000 Å long"),
     ],
 )
 def test_structures_that_cannot_be_meant_are_refused(atoms, message):
     with pytest.raises(StructureError, match=message):
         check_structure(atoms)
+
+
+@pytest.mark.parametrize(
+    "atoms",
+    [
+        Atoms("H", cell=[2.5, 2.5, 2.5], pbc=True) * (1, 1, 2000),
+        Atoms("H", cell=[3, 3, 6000], pbc=True),
+        Atoms("H", cell=[2.5, 2.5, 4000], pbc=(True, True, False)),
+        Atoms("H2", [[0, 0, 0], [0, 0, 3000]], cell=[3, 3, 0], pbc=(True, True, False)),
+        Atoms("H2", [[7e5, 0, 0], [7e5, 0, 1]], cell=[3, 3, 3], pbc=True),
+    ],
+    ids=["chain of cells", "long cell", "slab", "layers far apart", "outside the cell"],
+)
+def test_elongated_and_distant_structures_are_accepted(atoms):
+    check_structure(atoms)
 
 
 def test_unknown_elements_are_named():
