@@ -21,6 +21,7 @@ from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, replace
 from functools import cache
+from numbers import Integral
 from time import perf_counter
 from typing import Any, Literal, get_args
 from weakref import ref
@@ -536,7 +537,7 @@ def all_electron_density(
     from gpaw.densities import Densities
 
     start = _kept(calculator, model, refresh, any_functional)
-    if not (isinstance(refinement, int) and refinement > 0):
+    if not _is_whole(refinement, 1):
         raise ConfigurationError(f"refinement={refinement!r}: 1, 2, 4 or another whole number.")
     if start.refresh:
         dft = start.new_dft(calculator, atoms)
@@ -824,8 +825,14 @@ def _warn_of_missing_matrices(start: PredictedStart) -> None:
 
 def _check_passes(**counts: int | None) -> None:
     for name, count in counts.items():
-        if count is not None and not (isinstance(count, int) and count >= 0):
+        if count is not None and not _is_whole(count, 0):
             raise ConfigurationError(f"{name}={count!r}: a number of passes, 0, 1, 2, …")
+
+
+def _is_whole(number: object, smallest: int) -> bool:
+    if isinstance(number, bool) or not isinstance(number, Integral):
+        return False
+    return int(number) >= smallest
 
 
 def _check_calculator(calculator: Any) -> None:

@@ -297,6 +297,11 @@ def check_setups(model: DensityModel, atoms: Atoms, setups: Iterable[Any]) -> No
     # Atoms of one element may have several.
     for setup in {id(setup): setup for setup in setups}.values():
         symbol, name = setup.symbol, model.card.name
+        if symbol.endswith(".ghost"):
+            raise ConfigurationError(
+                f"{symbol.removesuffix('.ghost')} has ghost atoms: basis functions without "
+                "electrons, of which models know nothing. Start without a model."
+            )
         if layout is None:
             if known_sets.get(symbol, dataset_name(setup)) != dataset_name(setup):
                 raise ConfigurationError(

@@ -745,10 +745,11 @@ def test_other_calculators_and_options_are_refused(silicon):
         start_from_density(EMT(), model)
     with pytest.raises(ConfigurationError, match="one of reuse, extrapolate, predict, restart"):
         start_from_density(gpaw_for(silicon), model, moves="never")
-    for wrong in ({"refresh": -1}, {"hold": 1.5}):
+    start_from_density(gpaw_for(silicon), model, refresh=np.int64(1))
+    for wrong in ({"refresh": -1}, {"hold": 1.5}, {"refresh": True}):
         with pytest.raises(ConfigurationError, match="a number of passes"):
             start_from_density(gpaw_for(silicon), model, **wrong)
-    for refinement in (0, 1.5):
+    for refinement in (0, 1.5, True):
         with pytest.raises(ConfigurationError, match=f"refinement={refinement}"):
             all_electron_density(gpaw_for(silicon), model, silicon.atoms, refinement=refinement)
     classic = gpaw_for(silicon, legacy_gpaw=True)
@@ -764,6 +765,15 @@ def test_other_calculators_and_options_are_refused(silicon):
     twisted = gpaw_for(silicon, xc="LDA", magmoms=moments, symmetry="off")
     with pytest.raises(ConfigurationError, match="non-collinear"):
         energy_and_iterations(silicon.atoms, start_from_density(twisted, model))
+
+
+def test_ghost_atoms_are_refused():
+    atoms = Atoms("H3", [(0, 0, 0), (0, 0, 0.8), (0, 0, 1.6)])
+    atoms.center(2.0)
+    lcao = {"mode": "lcao", "basis": "sz(dzp)", "h": 0.3, "xc": "PBE"}
+    calculator = start_from_density(GPAW(**lcao, setups={2: "ghost"}, txt=None), tiny_model())
+    with pytest.raises(ConfigurationError, match="H has ghost atoms"):
+        calculator.create_new_calculation(atoms)
 
 
 def test_charged_cells_are_warned_of(silicon):
