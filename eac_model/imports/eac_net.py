@@ -101,6 +101,16 @@ class Weights:
             raise ModelFileError(f"The checkpoint has no network {name!r}.")
         return layers
 
+    def plain(self, name: str) -> list[DenseLayer]:
+        """A dense network of theirs that ours has as it is."""
+        layers = self.dense(name)
+        if any(layer.residual or bool((layer.step != 1).any()) for layer in layers):
+            raise ModelFileError(
+                f"This checkpoint cannot be imported: {name} has residual connections or steps, "
+                "which have no counterpart here."
+            )
+        return layers
+
     def equivariant(
         self, name: str, inputs: Sequence[int], outputs: Sequence[int]
     ) -> tuple[list[Tensor], Tensor]:
@@ -273,7 +283,7 @@ def _import(
     l_max = atom["message_passing"]["lmax"]
     atom_basis = _radial_basis(atom["edge_encoding"], weights, ATOMS)
     point_basis = _radial_basis(probe["edge_encoding"], weights, POINTS)
-    bottleneck = weights.dense(f"{POINTS}.feature_simple.edge_feature_simple_net")
+    bottleneck = weights.plain(f"{POINTS}.feature_simple.edge_feature_simple_net")
     concatenate = tuple(_CONCATENATED[key] for key in probe["feature_simple"]["cat_keys"])
     basis_scale = _basis_scale(probe["edge_encoding"])
     sizes = {"distance": 1, "basis": point_basis.size, "type": table.shape[1]}
@@ -457,7 +467,7 @@ def _fill_atoms(network: EACNet, weights: Weights, table: Tensor, basis_scale: f
         name = f"{ATOMS}.message_passing.atom_layer_{step}"
         inputs = [channels] * (1 if step == 0 else l_max + 1)
         _fill_update(interaction.linear_out, interaction, name, weights, inputs, l_max, 1.0)
-        _fill_radial(interaction.radial, weights.dense(f"{name}.edge_weight"), basis_scale)
+        _fill_radial(interaction.radial, weights.plain(f"{name}.edge_weight"), basis_scale)
         if weights._layer(f"{name}.last_feature_linear") is not None:
             matrices, bias = weights.equivariant(f"{name}.last_feature_linear", inputs, inputs)
         else:
@@ -480,7 +490,7 @@ def _fill_coupling(network: EACNet, weights: Weights, basis_scale: float) -> Non
         # Here nothing is summed over neighbours, and our coupling divides by nothing.
         norm = MESSAGE_NORM**-0.5
         _fill_update(update.linear, update, name, weights, inputs, l_out, norm)
-        _fill_radial(update.radial, weights.dense(f"{name}.edge_weight"), basis_scale)
+        _fill_radial(update.radial, weights.plain(f"{name}.edge_weight"), basis_scale)
 
 
 def _fill_basis(basis: Any, weights: Weights, part: str) -> None:

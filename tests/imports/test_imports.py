@@ -377,6 +377,18 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path, name):
         import_model(tmp_path / "m.pt")
 
 
+@pytest.mark.parametrize("part", ["edge_feature_simple_net", "edge_weight.mlplayers"])
+def test_steps_where_our_networks_have_none_are_refused(tmp_path, part):
+    content = torch.load(DATA / "eac_net_total.pt", weights_only=True)
+    content.pop("ema", None)
+    tensors = content[WEIGHTS["eac_net_total"]]
+    key = next(k for k in tensors if part in k and k.endswith(".0.weight"))
+    tensors[key.removesuffix("0.weight") + "1.idt"] = torch.full((len(tensors[key]),), 0.5)
+    torch.save(content, tmp_path / "steps.pt")
+    with pytest.raises(ModelFileError, match="residual connections or steps"):
+        import_model(tmp_path / "steps.pt")
+
+
 def test_settings_of_fewer_layers_than_there_are_weights_are_refused(tmp_path):
     for part in ("atom", "probe"):
         path = changed_settings(
