@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from typing import Any
 
+import numpy as np
 from ase import Atoms
 from ase.build import bulk
 from ase.data import atomic_numbers, covalent_radii, reference_states
 from ase.formula import Formula
 from ase.neighborlist import neighbor_list
 from ase.spacegroup import crystal
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -39,9 +41,8 @@ class Prototype:
     @cached_property
     def shares(self) -> tuple[int, ...]:
         """Numbers of atoms of each element, without common factors."""
-        stand_ins = ("H", "He", "Li", "Be")  # any elements will do
-        counts = self.build(stand_ins, 10.0).symbols.formula.count()
-        present = stand_ins[: len({element for element, _ in self.sites})]
+        counts = self.build(_STAND_INS, 10.0).symbols.formula.count()
+        present = _STAND_INS[: len({element for element, _ in self.sites})]
         return without_common_factor([counts[symbol] for symbol in present])
 
     def build(self, elements: tuple[str, ...], a: float, *, primitive: bool = True) -> Atoms:
@@ -58,6 +59,9 @@ class Prototype:
         )
         return Atoms(atoms.symbols, atoms.positions, cell=atoms.cell, pbc=True)
 
+
+_STAND_INS = ("H", "He", "Li", "Be")
+"""Elements that take the places of any others where only places matter."""
 
 _O = (0.0, 0.0, 0.0)
 _Q = (0.25, 0.25, 0.25)
@@ -128,7 +132,7 @@ def without_common_factor(counts: Iterable[int]) -> tuple[int, ...]:
     return tuple(count // divisor for count in counts)
 
 
-@lru_cache(maxsize=4096)
+@cache
 def lattice_constant(formula: str, lattice: str) -> float:
     """Estimate of a, Å, within some per cent.
 
@@ -140,21 +144,29 @@ def lattice_constant(formula: str, lattice: str) -> float:
     """
     elements = tuple(Formula(formula).count())
     prototype = PROTOTYPES[lattice]
-    unit = prototype.build(elements, 10.0)
+    unit, first, second, distances = _unit(lattice)
+    symbols = [elements[_STAND_INS.index(symbol)] for symbol in unit.symbols]
     if prototype.packed or (len(elements) > 1 and not _NONMETALS & set(elements)):
-        volume = sum(metallic_volume(symbol) for symbol in unit.symbols)
+        volume = sum(map(metallic_volume, symbols))
         return float(10.0 * (volume / unit.get_volume()) ** (1 / 3))
-    pairs = neighbor_list("ijd", unit, 10.5)
     if len(elements) == 1:
         distance = (math.sqrt(2) * metallic_volume(elements[0])) ** (1 / 3)
-        return float(10.0 * prototype.bond * distance / pairs[2].min())
-    first, second, distances = pairs
-    numbers = unit.numbers
+        return float(10.0 * prototype.bond * distance / distances.min())
+    numbers = np.array([atomic_numbers[symbol] for symbol in symbols])
     unlike = numbers[first] != numbers[second]
     radii = covalent_radii[numbers[first]] + covalent_radii[numbers[second]]
     return float(10.0 * 1.02 * (radii[unlike] / distances[unlike]).max())
 
 
+@cache
+def _unit(lattice: str) -> tuple[Atoms, NDArray, NDArray, NDArray]:
+    """The crystal with a = 10 Å, of stand-ins, and its pairs: first, second, distances up to a."""
+    unit = PROTOTYPES[lattice].build(_STAND_INS, 10.0)
+    first, second, distances = neighbor_list("ijd", unit, 10.5)
+    return unit, first, second, distances
+
+
+@cache
 def metallic_volume(symbol: str) -> float:
     """Volume of an atom of the close-packed metal, Å³."""
     state = reference_states[atomic_numbers[symbol]]
