@@ -34,6 +34,14 @@ ONLY_PENALTY = 1e-4
 NEGLIGIBLE = 1e-2
 """Components of the features with variances below this part of the least penalty are left out."""
 
+ROUNDING = 1e-5
+"""Groups of features that vary by less than this part of their size are left out: in symmetric
+crystals those of some L vanish but for rounding, and made large it is all a readout learns from."""
+
+SMALL_VARIATION = 1e-2
+"""Groups of features that vary by less than this part of their size are not made as large as
+others: what an element does in one or two structures says little about the next."""
+
 FOLDS = 8
 """Parts of the data that are left out in turn to choose the penalties."""
 
@@ -184,6 +192,23 @@ class OnsiteHead(nn.Module):
         of_averages = l_max + 1 + np.arange(self.n_averages)
         return np.concatenate([of_descriptors, of_averages])
 
+    def _sizes(self, key: str, size: float) -> NDArray[np.float64]:
+        """Of the groups of features where no symmetry makes them vanish.
+
+        Parameters
+        ----------
+        size
+            Norm of the descriptors of L = 0, which never do: others are about as large.
+        """
+        symbol, name = key.split("_")
+        ir = o3.Irrep(name)
+        if ir != SCALAR:
+            is_product = self.products is not None and ir in self.products.multiplicity
+            return np.array([size**2 if is_product else size])
+        l_max = len(self.directions[symbol])
+        # Averages are of the size that they have.
+        return np.concatenate([[size], np.full(l_max, size**2), np.zeros(self.n_averages)])
+
     def block_errors(self, deviation: Tensor, numbers: Tensor) -> Tensor:
         """Root mean square of deviations over each block's components, in units of its spread.
 
@@ -317,7 +342,9 @@ class OnsiteHead(nn.Module):
             if of_element:
                 directions.copy_(_principal_directions(of_element, directions.shape[2]))
         parts: dict[str, list[_Sums]] = {}
+        squares: dict[str, list[Tensor]] = {}
         for index, symbol, descriptors, averages, onsite in known:
+            squares.setdefault(symbol, []).append(_by_l(descriptors)[0].square().sum(dim=(1, 2)))
             basis = self._basis(symbol, onsite)
             irreps = onsite[:, : len(basis)] @ basis
             for ir, found in self.features(symbol, descriptors, averages).items():
@@ -333,7 +360,8 @@ class OnsiteHead(nn.Module):
         for key, sums in parts.items():
             symbol, ir = key.split("_")
             columns = self.get_buffer(f"columns_{key}")
-            solution = _ridge(sums, self._groups(key), constant=ir == "0e")
+            size = float(torch.cat(squares[symbol]).mean()) ** 0.5
+            solution = _ridge(sums, self._groups(key), self._sizes(key, size), constant=ir == "0e")
             coefficients, constants = solution[:-1], solution[-1]
             spread = self.get_buffer(f"spread_{symbol}")[columns[0]].double().cpu().numpy()
             unit = np.where(spread > 0, spread, np.inf)
@@ -373,8 +401,13 @@ class _Sums:
             self.gram - other.gram, self.moments - other.moments, self.squares - other.squares
         )
 
-    def components(self, groups: NDArray[np.int64], *, constant: bool) -> NDArray[np.float64]:
+    def components(
+        self, groups: NDArray[np.int64], sizes: NDArray[np.float64], *, constant: bool
+    ) -> NDArray[np.float64]:
         """Principal components of the features, all groups made equally large.
+
+        Those that vary by less than :data:`SMALL_VARIATION` of their size, which is the given one
+        at least, stay smaller; by less than :data:`ROUNDING`, they are left out.
 
         Returns
         -------
@@ -385,7 +418,10 @@ class _Sums:
         mean = self.gram[-1, :-1] / n * constant
         covariance = self.gram[:-1, :-1] / n - np.outer(mean, mean)
         variances = np.bincount(groups, np.maximum(np.diag(covariance), 0.0))
-        scale = np.sqrt(np.maximum(variances, 1e-20))[groups]
+        squares = np.maximum(np.bincount(groups, np.diag(self.gram)[:-1] / n), sizes**2)
+        varies = variances > np.maximum(ROUNDING**2 * squares, 1e-20)
+        variances = np.maximum(variances, SMALL_VARIATION**2 * squares)
+        scale = np.sqrt(np.where(varies, variances, np.inf))[groups]
         values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
         kept = vectors[:, values > NEGLIGIBLE * PENALTIES[0]] / scale[:, None]
         found = np.zeros((len(kept) + 1, kept.shape[1] + 1))
@@ -414,14 +450,20 @@ class _Sums:
         return self.squares - 2 * cross + (solutions * (self.gram @ solutions)).sum(axis=1)
 
 
-def _ridge(parts: list[_Sums], groups: NDArray[np.int64], *, constant: bool) -> NDArray[np.float64]:
+def _ridge(
+    parts: list[_Sums],
+    groups: NDArray[np.int64],
+    sizes: NDArray[np.float64],
+    *,
+    constant: bool,
+) -> NDArray[np.float64]:
     """Coefficients and constants, (f + 1, targets), of the data in all parts.
 
     Of the penalties, each target takes the one of least error on parts left out. The atoms of a
     structure resemble each other: what is left out has to be structures, not atoms. Features keep
     their relative sizes within a group: the network has made large what matters to the density.
     """
-    components = sum(parts[1:], start=parts[0]).components(groups, constant=constant)
+    components = sum(parts[1:], start=parts[0]).components(groups, sizes, constant=constant)
     parts = [part.transformed(components) for part in parts]
     total = sum(parts[1:], start=parts[0])
     found = total.solutions(constant=constant)

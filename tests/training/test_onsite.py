@@ -175,6 +175,25 @@ def test_noise_is_not_fitted():
     assert network.onsite(*draw(500)).std() < 0.3
 
 
+def test_rounding_in_symmetric_crystals_teaches_nothing():
+    torch.manual_seed(0)
+    network = build(
+        NetworkConfig(elements=(1, 8), l_max=2, channels=4, onsite=LAYOUT), torch.float64
+    )
+    numbers = torch.tensor([8, 1, 1])
+    width = network.onsite.width
+
+    def draw(variation):
+        descriptors = variation * torch.randn(3, 9, 4, dtype=torch.float64)
+        descriptors[:, 0] += 1
+        averages = 1 + variation * torch.randn(3, len(RADII), dtype=torch.float64)
+        return descriptors, averages, numbers
+
+    perfect = [(*draw(1e-7), 1e-4 * torch.randn(3, width, dtype=torch.float64)) for _ in range(10)]
+    network.onsite.regress(perfect)
+    assert network.onsite(*draw(0.3)).abs().max() < 1
+
+
 def test_one_structure_is_enough_for_readouts():
     torch.manual_seed(0)
     network = build(
