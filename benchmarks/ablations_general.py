@@ -1,23 +1,30 @@
-"""What decides the recipe of a model of many elements: one thing changed at a time, equal steps.
+"""What decides the recipe of a model of many elements, and how far more data would carry it.
 
     python benchmarks/ablations_general.py data/eac-pbe.store
     python benchmarks/ablations_general.py data/eac-pbe.store --only embedding l_max --steps 2000
 
-Some structures of the store (--left-out, chosen by the seed) are left out of training; the table
-gives their mean ε_mae. Finished runs are kept in the results file, an unfinished one resumes from
-its last checkpoint.
+One thing is changed at a time, at equal steps. Structures of some compositions of the store
+(--left-out, chosen by the seed) are left out of training; the tables give their mean ε_mae. The
+learning curve takes an eighth to all of the other structures, in networks of three widths. Finished
+runs are kept in the results file, an unfinished one resumes from its last checkpoint.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from runs import REPOSITORY, RESULTS, Results, run_once, show_progress
+import numpy as np
+from ase.formula import Formula
+from matplotlib.figure import Figure
+from runs import REPOSITORY, RESULTS, Results, run_once, save_picture, show_progress, subset
 
 from eac_model.data import DensityStore
 from eac_model.training import TrainingConfig
+from eac_model.training.draws import left_out
 
 BASE: dict[str, Any] = {
     "decoder": "linear",
@@ -37,35 +44,67 @@ BASE: dict[str, Any] = {
 
 LOSS: dict[str, Any] = {"kind": "nmae", "onsite_weight": 0}
 
+CURVE = "learning curve"
+PARTS = (8, 4, 2, 1)
+"""The learning curve's amounts of data: all divided by these."""
+WIDTHS = (8, 16, 32)
+"""The learning curve's channels."""
 
-def variants() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
-    """Group, name, changed keys of the network and of the loss of every row."""
-    rows: list[tuple[str, str, dict[str, Any], dict[str, Any]]] = [
-        ("embedding", name, {"embedding": name}, {})
+
+@dataclass(frozen=True)
+class Variant:
+    """A row of the tables."""
+
+    group: str
+    name: str
+    network: dict[str, Any] = field(default_factory=dict)
+    loss: dict[str, Any] = field(default_factory=dict)
+    part: int = 1
+    """Trained on all structures divided by this."""
+
+    @property
+    def key(self) -> str:
+        """What it differs in, as text; rows of one key are one run."""
+        changed = {k: v for k, v in self.network.items() if BASE.get(k) != v}
+        changed |= {k: v for k, v in self.loss.items() if LOSS[k] != v}
+        changed |= {"part": self.part} if self.part > 1 else {}
+        return "-".join(f"{k}={v}" for k, v in changed.items()) or "base"
+
+
+def variants() -> list[Variant]:
+    """All rows, by group."""
+    rows = [
+        Variant(CURVE, f"1/{part}", {"channels": width}, part=part)
+        for width in WIDTHS
+        for part in PARTS
+    ]
+    rows += [
+        Variant("embedding", name, {"embedding": name})
         for name in ("one-hot", "shell-filling", "both")
     ]
-    rows.append(("embedding", "learned, 16", {"embedding": "learned", "embedding_size": 16}, {}))
+    rows.append(Variant("embedding", "learned, 16", {"embedding": "learned", "embedding_size": 16}))
     # Blocks of the matrices D go up to L = 6, out of reach of l = 1. They take no part in training.
-    rows += [("l_max", str(l_max), {"l_max": l_max, "onsite": None}, {}) for l_max in (1, 2)]
-    rows += [("l_max", str(l_max), {"l_max": l_max}, {}) for l_max in (3, 4)]
-    rows += [("interactions", str(n), {"interactions": n}, {}) for n in (1, 2, 3)]
-    rows += [("channels", str(n), {"channels": n}, {}) for n in (8, 16, 32)]
-    rows += [("atom cutoff", f"{r} Å", {"atom_cutoff": r}, {}) for r in (4.5, 5.5, 6.5)]
-    rows += [("point cutoff", f"{r} Å", {"point_cutoff": r}, {}) for r in (4.0, 5.0, 6.0)]
+    rows += [Variant("l_max", str(n), {"l_max": n, "onsite": None}) for n in (1, 2)]
+    rows += [Variant("l_max", str(n), {"l_max": n}) for n in (3, 4)]
+    rows += [Variant("interactions", str(n), {"interactions": n}) for n in (1, 2, 3)]
+    rows += [Variant("channels", str(n), {"channels": n}) for n in WIDTHS]
+    rows += [Variant("atom cutoff", f"{r} Å", {"atom_cutoff": r}) for r in (4.5, 5.5, 6.5)]
+    rows += [Variant("point cutoff", f"{r} Å", {"point_cutoff": r}) for r in (4.0, 5.0, 6.0)]
     rows += [
-        ("superposition", "on" if on else "off", {"superposition": on}, {}) for on in (True, False)
+        Variant("superposition", "on" if on else "off", {"superposition": on})
+        for on in (True, False)
     ]
     rows += [
-        ("on-site data", "none", {"onsite": None}, {}),
-        ("on-site data", "fitted", {}, {}),
-        ("on-site data", "weight 0.005", {}, {"onsite_weight": 0.005}),
+        Variant("matrices D", "none", {"onsite": None}),
+        Variant("matrices D", "readouts fitted after training"),
+        Variant("matrices D", "in the loss, weight 0.005", loss={"onsite_weight": 0.005}),
     ]
     rows += [
-        ("decoder", name, {"decoder": name}, {})
+        Variant("decoder", name, {"decoder": name})
         for name in ("linear", "value-weight", "linear+value-weight")
     ]
     rows += [
-        ("weight", name, {"decoder": "value-weight", "weight": name}, {})
+        Variant("weight", name, {"decoder": "value-weight", "weight": name})
         for name in ("I", "S", "MLP+S", "smooth")
     ]
     return rows
@@ -73,53 +112,141 @@ def variants() -> list[tuple[str, str, dict[str, Any], dict[str, Any]]]:
 
 def main() -> None:
     options = _options()
+    store = DensityStore.open(options.store)
+    train, test = split(store, options.left_out, options.seed)
     settings = {
         name: getattr(options, name)
-        for name in ("steps", "batch", "points", "learning_rate", "left_out", "seed")
+        for name in ("steps", "batch", "points", "learning_rate", "seed")
     }
-    settings |= {"structures": len(DensityStore.open(options.store)), "base": BASE, "loss": LOSS}
+    settings |= {"trained on": len(train), "left out": len(test), "base": BASE, "loss": LOSS}
     results = Results(options.output, settings, table)
-    chosen = [row for row in variants() if not options.only or row[0] in options.only]
+    chosen = [row for row in variants() if not options.only or row.group in options.only]
     # What stands in several groups is trained once.
-    runs = {_key(network, loss): (network, loss) for _, _, network, loss in chosen}
-    for number, (key, (network, loss)) in enumerate(runs.items(), start=1):
+    runs = {row.key: row for row in chosen}
+    for number, (key, row) in enumerate(runs.items(), start=1):
         if results.has(key=key):
             continue
+        part = train[: len(train) // row.part]
+        if not _elements(store, test) <= _elements(store, part):
+            print(
+                f"[{number}/{len(runs)}] {key}: {len(part)} structures lack an element of the test"
+            )
+            continue
         print(f"[{number}/{len(runs)}] {key}", flush=True)
-        found = run_once(_configuration(options, network, loss), options.runs / key)
-        results.add({"key": key, **found})
+        folder = options.runs / f"{len(train)}-{options.seed}"
+        parts = {"test": test, f"train-{row.part}": part}
+        data, left = (
+            subset(folder / f"{name}.store", (store.read(index) for index in indices))
+            for name, indices in reversed(parts.items())
+        )
+        found = run_once(_configuration(options, row, data, left), folder / key)
+        results.add({"key": key, "structures": len(part), **found})
+        draw(results.rows, options.output.with_suffix(".png"))
         print(f"    {found['nmae_percent']:.3f} %  {found['seconds']:.0f} s", flush=True)
     print(table(results.rows))
 
 
+def split(store: DensityStore, compositions: int, seed: int) -> tuple[list[int], list[int]]:
+    """Structures to train on and those of compositions that are left out.
+
+    The former are in a random order, but those that bring an element, or spin, come first, so that
+    all parts of them know as much as can be.
+    """
+    formulas = [Formula(entry.formula).reduce()[0].format("hill") for entry in store.entries]
+    distinct = sorted(set(formulas))
+    chosen = left_out(seed, [set(Formula(formula)) for formula in distinct], compositions)
+    out = {distinct[index] for index in chosen}
+    test = [index for index, formula in enumerate(formulas) if formula in out]
+    rest = [index for index, formula in enumerate(formulas) if formula not in out]
+    known: set[str] = set()
+    first: list[int] = []
+    for index in np.random.default_rng(seed).permutation(rest).tolist():
+        brought = {*Formula(formulas[index]), *(["spin"] if store.entries[index].spin else [])}
+        if not brought <= known:
+            known |= brought
+            first.append(index)
+    others = np.random.default_rng(seed).permutation([i for i in rest if i not in set(first)])
+    return first + others.tolist(), test
+
+
+def _elements(store: DensityStore, indices: list[int]) -> set[str]:
+    return set().union(*(Formula(store.entries[index].formula) for index in indices))
+
+
 def table(rows: list[dict[str, Any]]) -> str:
-    """Markdown: ε_mae of every variant on the structures left out."""
-    lines = ["| group | variant | ε_mae / % | s / run | parameters |", "|---|---|---|---|---|"]
+    """Markdown: ε_mae of every variant, and the learning curve."""
     by_key = {row["key"]: row for row in rows}
-    for group, name, network, loss in variants():
-        if (row := by_key.get(_key(network, loss))) is not None:
+    lines = [
+        "| group | variant | ε_mae / % | s / run | parameters |",
+        "|---|---|---|---|---|",
+    ]
+    finished = [variant for variant in variants() if variant.key in by_key]
+    groups = Counter(variant.group for variant in finished)
+    for variant in finished:
+        row = by_key[variant.key]
+        # The base alone is nothing to compare.
+        if variant.group != CURVE and groups[variant.group] > 1:
             lines.append(
-                f"| {group} | {name} | {row['nmae_percent']:.3f} | {row['seconds']:.0f} "
-                f"| {row['parameters']} |"
+                f"| {variant.group} | {variant.name} | {row['nmae_percent']:.2f} "
+                f"| {row['seconds']:.0f} | {row['parameters']} |"
             )
+    curve = curves(rows)
+    if curve:
+        sizes = sorted({size for line in curve.values() for size, _ in line})
+        lines += ["", "| channels | " + " | ".join(f"{n} structures" for n in sizes) + " |"]
+        lines.append("|---" * (len(sizes) + 1) + "|")
+        for width, line in curve.items():
+            found = dict(line)
+            cells = (f"{found[n]:.2f}" if n in found else "" for n in sizes)
+            lines.append(f"| {width} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
+def curves(rows: list[dict[str, Any]]) -> dict[int, list[tuple[int, float]]]:
+    """Structures trained on and ε_mae in percent, for every number of channels."""
+    by_key = {row["key"]: row for row in rows}
+    found: dict[int, list[tuple[int, float]]] = {}
+    for variant in variants():
+        if variant.group == CURVE and (row := by_key.get(variant.key)) is not None:
+            line = found.setdefault(variant.network["channels"], [])
+            line.append((row["structures"], row["nmae_percent"]))
+    return found
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Picture of the learning curve."""
+    found = curves(rows)
+    if not found:
+        return
+    figure = Figure(figsize=(5, 3.6), layout="constrained")
+    axes = figure.subplots()
+    for width, line in found.items():
+        axes.semilogx(*zip(*line, strict=True), "o-", label=f"{width} channels")
+    sizes = sorted({size for line in found.values() for size, _ in line})
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel="structures trained on", ylabel="ε_mae of compositions left out / %")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    save_picture(figure, path)
+
+
 def _configuration(
-    options: argparse.Namespace, network: dict[str, Any], loss: dict[str, Any]
+    options: argparse.Namespace, row: Variant, train: Path, left: Path
 ) -> TrainingConfig:
     return TrainingConfig.from_mapping(
         {
             "data": {
-                "train": str(options.store.absolute()),
-                "validation": options.left_out,
+                "train": str(train.absolute()),
+                "validation": str(left.absolute()),
                 "points_per_structure": options.points,
                 "structures_per_batch": options.batch,
                 "sampling": {"uniform": 0.6, "density": 0.4},
                 "validation_points": 2000,
             },
-            "network": BASE | network,
-            "loss": LOSS | loss,
+            "network": BASE | row.network,
+            "loss": LOSS | row.loss,
             "optimisation": {
                 "steps": options.steps,
                 "learning_rate": options.learning_rate,
@@ -128,6 +255,7 @@ def _configuration(
                 "ema_decay": 0.99,
                 "gradient_clip": 1.0,
             },
+            # Once, at the end: nothing is selected on what is left out.
             "validate_every": options.steps,
             "checkpoint_every": 200,
             "log_every": 100,
@@ -137,32 +265,25 @@ def _configuration(
     )
 
 
-def _key(network: dict[str, Any], loss: dict[str, Any]) -> str:
-    """What a row differs in, as text."""
-    changed = {k: v for k, v in network.items() if BASE.get(k) != v}
-    changed |= {k: v for k, v in loss.items() if LOSS[k] != v}
-    return "-".join(f"{k}={v}" for k, v in changed.items()) or "base"
-
-
 def _options() -> argparse.Namespace:
     options = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     options.add_argument("store", type=Path, help="reference data, from `eac data gpaw`")
-    options.add_argument("--steps", type=int, default=1000, help="of a run (default: 1000)")
+    options.add_argument("--steps", type=int, default=1500, help="of a run (default: 1500)")
     options.add_argument("--batch", type=int, default=2, help="structures a step (default: 2)")
-    options.add_argument("--points", type=int, default=1000, help="of a structure (default: 1000)")
-    options.add_argument("--learning-rate", type=float, default=0.01, help="(default: 0.01)")
-    options.add_argument("--left-out", type=int, default=40, help="structures (default: 40)")
+    options.add_argument("--points", type=int, default=600, help="of a structure (default: 600)")
+    options.add_argument("--learning-rate", type=float, default=0.006, help="(default: 0.006)")
+    options.add_argument("--left-out", type=int, default=60, help="compositions (default: 60)")
     options.add_argument("--seed", type=int, default=0, help="of weights and draws")
-    groups = list(dict.fromkeys(group for group, *_ in variants()))
+    groups = list(dict.fromkeys(row.group for row in variants()))
     options.add_argument("--only", nargs="+", choices=groups, help="groups to run (default: all)")
     options.add_argument("--accelerator", choices=["auto", "cpu", "gpu"], default="auto")
     options.add_argument(
         "--output",
         type=Path,
         default=RESULTS / "ablations_general.json",
-        help="results; .md beside it",
+        help="results; .md and .png beside it",
     )
     options.add_argument(
         "--runs",

@@ -116,8 +116,6 @@ def run_once(config: TrainingConfig, directory: Path) -> dict[str, Any]:
     validated = [row for row in rows if row["validation_nmae_percent"] is not None][-1]
     result = {
         "nmae_percent": validated["validation_nmae_percent"],
-        "spin_nmae_percent": validated["validation_spin_nmae_percent"],
-        "onsite_percent": validated["validation_onsite_percent"],
         "steps": config.optimisation.steps,
         "seconds": trained["seconds"] * config.optimisation.steps / trained["step"],
         "parameters": sum(p.numel() for p in network.parameters()),
