@@ -161,12 +161,13 @@ def split(store: DensityStore, compositions: int, seed: int) -> tuple[list[int],
     known: set[str] = set()
     first: list[int] = []
     for index in np.random.default_rng(seed).permutation(rest).tolist():
-        brought = {*Formula(formulas[index]), *(["spin"] if store.entries[index].spin else [])}
+        brought = _elements(store, [index]) | ({"spin"} if store.entries[index].spin else set())
         if not brought <= known:
             known |= brought
             first.append(index)
-    others = np.random.default_rng(seed).permutation([i for i in rest if i not in set(first)])
-    return first + others.tolist(), test
+    taken = set(first)
+    others = [index for index in rest if index not in taken]
+    return first + np.random.default_rng(seed).permutation(others).tolist(), test
 
 
 def _elements(store: DensityStore, indices: list[int]) -> set[str]:

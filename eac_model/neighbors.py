@@ -118,15 +118,17 @@ def _check_extent(atoms: Atoms) -> None:
     cell = np.asarray(atoms.cell.complete())
     inverse = np.linalg.inv(cell)
     for axis, periodic in enumerate(atoms.pbc):
-        # Distances between the layers that the other two vectors span.
-        height = 1 / np.linalg.norm(inverse[:, axis])
-        places = atoms.positions @ inverse[:, axis] * height
-        if periodic and np.linalg.norm(cell[axis]) > LARGEST_EXTENT:
-            raise StructureError(
-                f"Cell vector {axis} is {np.linalg.norm(cell[axis]):g} Å long, more than "
-                f"{LARGEST_EXTENT:g} Å. Are the units right?"
-            )
-        if not periodic and np.ptp(places) > LARGEST_EXTENT:
+        if periodic:
+            length = np.linalg.norm(cell[axis])
+            if length > LARGEST_EXTENT:
+                raise StructureError(
+                    f"Cell vector {axis} is {length:g} Å long, more than {LARGEST_EXTENT:g} Å. "
+                    "Are the units right?"
+                )
+            continue
+        # Along the normal of the layers that the other two vectors span.
+        places = atoms.positions @ inverse[:, axis] / np.linalg.norm(inverse[:, axis])
+        if np.ptp(places) > LARGEST_EXTENT:
             far = int(np.argmax(abs(places - np.median(places))))
             raise StructureError(
                 f"Atom {far} ({atoms.symbols[far]}) at {atoms.positions[far]} lies more than "
