@@ -661,6 +661,8 @@ class EACDensity(BaseCalculator):
         key = (scheme, spacing, normalize, self.normalize, stated_charge(atoms), masses)
         found = known.partitions.get(key) if reference is None else None
         if found is None:
+            nothing = np.zeros((self.network.n_spin, 1, 1, 1))
+            empty = self._grid(atoms, nothing, atoms.cell.complete(), np.zeros(3), None)
             found = partition_of_model(
                 self,
                 known.encoded,
@@ -671,6 +673,7 @@ class EACDensity(BaseCalculator):
                 normalize=normalize,
                 scale=self._factor(atoms),
                 progress=progress,
+                onsite=self._with_onsite(empty, atoms),
             )
             if reference is None:
                 known.partitions[key] = found

@@ -313,11 +313,16 @@ def partition_of_model(
     normalize: bool,
     scale: float,
     progress: bool | None,
+    onsite: DensityGrid,
 ) -> Partition:
-    """What :meth:`EACDensity.partition` returns; `scale` is the calculator's own factor."""
+    """What :meth:`EACDensity.partition` returns.
+
+    `scale` is the calculator's own factor; `onsite` an empty grid with the on-site data and what
+    they belong to.
+    """
     _check_reference(reference, scheme)
     if scheme == "eac":
-        return _learned_partition(calculator, encoded, atoms, normalize, scale, progress)
+        return _learned_partition(calculator, encoded, onsite, normalize, scale, progress)
     pseudo = calculator.card.provenance.density_kind == "pseudo"
     default = PSEUDO_SPACING if pseudo else SPACING
     like: dict[str, Any] = {"spacing": default if spacing is None else spacing}
@@ -362,7 +367,7 @@ class _Ready:
 def _learned_partition(
     calculator: EACDensity,
     encoded: EncodedAtoms,
-    atoms: Atoms,
+    grid: DensityGrid,
     normalize: bool,
     scale: float,
     progress: bool | None,
@@ -372,10 +377,9 @@ def _learned_partition(
     from eac_model.network import EACNet
 
     assert isinstance(calculator.network, EACNet)  # the calculator has refused others
-    valences, charge = calculator.card.valence_electrons or None, stated_charge(atoms) or 0.0
+    valences = calculator.card.valence_electrons or None
+    charge = stated_charge(grid.atoms) or 0.0
     learned = learned_moments(calculator.network, encoded, progress=progress)
-    # The smallest grid there is: it brings on-site data and provenance.
-    grid = calculator.get_density_grid(atoms, shape=(1, 1, 1), progress=False)
     total = scale * learned.populations.sum(axis=0)
     moments = Moments(
         populations=total,
@@ -387,7 +391,7 @@ def _learned_partition(
         volumes=None,
     )
     ready = _Ready(
-        grid, np.zeros(len(atoms)), None, None, f"contributions of {calculator.card.name}"
+        grid, np.zeros(len(grid.atoms)), None, None, f"contributions of {calculator.card.name}"
     )
     if grid.kind == "pseudo":
         spheres = sphere_moments(grid)

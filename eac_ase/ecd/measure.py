@@ -103,6 +103,8 @@ def converged_gap(sample: DensitySample) -> float:
 def band_gap(eigenvalues: ArrayLike, occupations: ArrayLike) -> float:
     """Smallest energy between an occupied and an empty state, of whatever k-points; 0 for metals.
 
+    In a metal some k-points have more occupied states of a spin than others.
+
     Parameters
     ----------
     eigenvalues : shape (s, k, n)
@@ -119,6 +121,9 @@ def band_gap(eigenvalues: ArrayLike, occupations: ArrayLike) -> float:
     occupied = filled > 1.0 / len(energies)
     if occupied.all() or not occupied.any():
         raise ConfigurationError("A band gap needs occupied and empty bands.")
+    bands = occupied.sum(axis=2)
+    if (bands != bands[:, :1]).any():
+        return 0.0
     return max(0.0, float(energies[~occupied].min() - energies[occupied].max()))
 
 

@@ -204,13 +204,18 @@ def _remember_data(data: Path, known: Path) -> None:
         )
 
 
+def _lines(path: Path) -> list[str]:
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    return text.splitlines()
+
+
 class Results:
     """Measurements in a file of JSON lines; a line that a kill cut short does not count."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._rows: dict[tuple[str, str, str, str], dict[str, Any]] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
+        for line in _lines(path):
             try:
                 row = json.loads(line)
                 self._rows[self._key(row)] = row
@@ -281,10 +286,21 @@ def _trained(
     config = _configuration(base, stage, files, start)
     # Which training it was, so that a finished one is not opened again.
     mark = folder / "finished.json"
-    key = {"config": config.model_dump(mode="json"), "names": _names(ecd, stage)}
+    key = {
+        "config": config.model_dump(mode="json"),
+        "names": _names(ecd, stage),
+        "start": None if start is None else digest(start),
+    }
     model = folder / "model.safetensors"
-    if mark.exists() and model.exists() and json.loads(mark.read_text(encoding="utf-8")) == key:
-        return model
+    if mark.exists() and model.exists():
+        before = json.loads(mark.read_text(encoding="utf-8"))
+        if before == key:
+            return model
+        if before.get("start") != key["start"]:
+            raise ConfigurationError(
+                f"{folder} was fine-tuned from another model than the present {start}. Delete the "
+                "folder to fine-tune again."
+            )
     train(config, folder, resume=True)
     if start is not None:
         _label(model, FUNCTIONAL[stage.data])

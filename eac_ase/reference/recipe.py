@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from ase.data import atomic_numbers, reference_states
+from ase.build import bulk
+from ase.data import atomic_numbers
 from ase.formula import Formula
 from pydantic import (
     AfterValidator,
@@ -533,8 +534,12 @@ def _check_element(symbol: str) -> None:
 
 
 def _has_own_lattice(formula: str) -> bool:
-    state = reference_states[atomic_numbers[formula]] if formula in atomic_numbers else None
-    return state is not None and "a" in state
+    # Of some structures ASE knows the lattice and not the places of the atoms.
+    try:
+        bulk(formula)
+    except (ValueError, KeyError, RuntimeError):  # the last also of what is not implemented
+        return False
+    return True
 
 
 def _shares(formula: str) -> tuple[int, ...]:

@@ -187,6 +187,11 @@ def run_plan(
             yield _keep(plan, stores, task, result, seconds)
 
 
+def _timed(calculate: Calculate, task: Task) -> tuple[DensitySample | Failure, float]:
+    began = monotonic()
+    return compute(calculate, task), monotonic() - began
+
+
 def compute(calculate: Calculate, task: Task) -> DensitySample | Failure:
     """Build a structure and calculate it."""
     from eac_ase.reference.structures import build
@@ -277,7 +282,12 @@ def _in_processes(
                 task = waiting.pop()
                 worker = idle.pop() if idle else _start(task, time_limit, calculate)
                 worker.task, worker.began = task, monotonic()
-                worker.connection.send(task)
+                try:
+                    worker.connection.send(task)
+                except OSError:  # it died while it waited
+                    worker.process.join()
+                    waiting.append(task)
+                    continue
                 busy.append(worker)
             ready = wait([worker.connection for worker in busy])
             for worker in [worker for worker in busy if worker.connection in ready]:
@@ -376,13 +386,11 @@ def _with_dask(
     except OSError as error:
         raise ConfigurationError(f"--dask {scheduler}: {error}") from error
     with client:
-        began = monotonic()
         tasks = {task.key: task for task in todo}
-        futures = client.map(partial(compute, calculate), todo, key=list(tasks), retries=1)
+        futures = client.map(partial(_timed, calculate), todo, key=list(tasks), retries=1)
         for future in distributed.as_completed(futures):
             problem = future.exception()
-            result = future.result() if problem is None else Failure(f"dask: {problem}")
-            known = getattr(result, "calculation", None)
-            seconds = known.seconds if known is not None else monotonic() - began
+            lost = Failure(f"dask: {problem}"), 0.0
+            result, seconds = future.result() if problem is None else lost
             yield tasks[future.key], result, seconds
             future.release()

@@ -5,6 +5,7 @@ Every builder is a function of an entry, one of its members and a random number 
 
 from __future__ import annotations
 
+import itertools
 import math
 from itertools import combinations
 from typing import Any
@@ -131,9 +132,10 @@ def _slab(entry: SlabEntry, member: str, rng: Generator) -> Atoms:
     normal = np.array(entry.miller) @ conventional.cell.reciprocal()
     # the same plane in the primitive cell gives the smallest surface cell
     indices = primitive.cell.array @ normal
-    indices = np.rint(indices / np.abs(indices[np.abs(indices) > 1e-6]).min() * 12).astype(int)
-    indices = indices // np.gcd.reduce(indices)
-    atoms = surface(primitive, tuple(int(i) for i in indices), entry.layers)
+    indices = indices / np.abs(indices[np.abs(indices) > 1e-6]).min()
+    whole = next(k for k in itertools.count(1) if np.allclose(k * indices, np.rint(k * indices)))
+    h, k, l = (int(index) for index in np.rint(whole * indices))
+    atoms = surface(primitive, (h, k, l), entry.layers)
     atoms = _plain(atoms.repeat((*entry.repeat, 1)))
     atoms.set_cell(atoms.cell * scale, scale_atoms=True)
     strain = _strain(entry.strain, rng)

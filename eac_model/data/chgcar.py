@@ -39,9 +39,9 @@ _AUGMENTATION = "augmentation occupancies"
 _IMAGINARY = "(imaginary part)"
 _SYMBOL = re.compile(r"([A-Z][a-z]?)(?![a-z])")
 _DECIMAL = re.compile(r"\s*[-+]?\d*\.\d")
-_PARTIAL = ("AECCAR", "PARCHG")
-_NOT_DENSITIES = ("LOCPOT", "ELFCAR", "TAUCAR")
-_ORIGIN = re.compile(r"\S+: (valence|pseudo|all-electron) density, (?!unknown)([^,]+), ([^,]+)")
+_PARTIAL = re.compile(r"(^|[^a-z])(aeccar|parchg)", re.IGNORECASE)
+_NOT_DENSITIES = re.compile(r"(^|[^a-z])(locpot|elfcar|taucar)", re.IGNORECASE)
+_ORIGIN = re.compile(r"\S+: (valence|pseudo|all-electron|unknown) density, ([^,]+), (.+)")
 _BLOCK = 5 * 2**16
 
 
@@ -91,7 +91,7 @@ def read_chgcar(path: str | Path) -> DensitySample:
     the occupancies the first one has.
     """
     path = Path(path)
-    if path.name.upper().startswith(_NOT_DENSITIES):
+    if _NOT_DENSITIES.search(path.name):
         raise DensityFileError(f"{path}: LOCPOT, ELFCAR and TAUCAR files hold no electron density.")
     text = NumberedText(path)
     atoms, line = _read_header(text)
@@ -116,16 +116,20 @@ def _provenance(comment: str, name: str) -> Provenance:
     if found := _ORIGIN.fullmatch(comment.strip()):
         kind, code, functional = found.groups()
         return Provenance(code, functional, cast(DensityKind, kind), source=name)
-    partial = name.upper().startswith(_PARTIAL)
-    return Provenance("VASP", density_kind="unknown" if partial else "valence", source=name)
+    kind: DensityKind = "unknown" if _PARTIAL.search(name) else "valence"
+    return Provenance("VASP", density_kind=kind, source=name)
 
 
 def _comment(sample: DensitySample) -> str:
     """First line: the formula, and what VASP's users would not expect or could not know."""
     origin, formula = sample.provenance, sample.atoms.get_chemical_formula()
     comment = f"{formula}: {origin.density_kind} density, {origin.code}, {origin.functional}"
-    expected = origin.code.startswith("VASP") and origin.functional == "unknown"
-    return comment if _ORIGIN.fullmatch(comment) and not expected else formula
+    if origin.functional != "unknown":
+        return comment
+    # What nobody has said anything of is what the format stands for.
+    nothing = origin.code == origin.density_kind == "unknown"
+    expected = origin.code.startswith("VASP") and origin.density_kind == "valence"
+    return formula if expected or nothing else comment
 
 
 def assemble(

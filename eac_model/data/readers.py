@@ -33,8 +33,10 @@ _OF_VASP = re.compile(
 )
 """Names, in lower case, that VASP gives to densities, with anything behind."""
 
-_GRID = re.compile(rb"\A(.*\n){9,}?[ \t]*\d+[ \t]+\d+[ \t]+\d+[ \t]*\r?\n")
-"""The numbers of points, behind a structure of VASP."""
+_GRID = re.compile(
+    rb"\A(.*\n){8,}?[ \t]*\r?\n[ \t]*[1-9]\d*[ \t]+[1-9]\d*[ \t]+[1-9]\d*[ \t]*\r?\n"
+)
+"""An empty line and the numbers of points, behind a structure of VASP."""
 
 
 @dataclass(frozen=True)

@@ -37,8 +37,8 @@ POINTS_A_THREAD = 2048
 @functools.cache
 def compiled_loop() -> Callable[..., None] | None:
     """The loop over pairs; None without numba, or if EAC_COMPILED=0 forbids it."""
-    loops = compiled_module("eac_model.engine.loops")
-    return None if loops is None else loops.sum_pairs
+    loops = compiled_module("eac_model.network.linear_loops")
+    return None if loops is None else loops.add_contributions
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -176,7 +176,17 @@ def plain_network(
         Matrix (out, in) and bias (out,) of every layer of ours.
     hidden
         Their widths, without the last.
+
+    Raises
+    ------
+    ModelFileError
+        The last layer has a residual connection or a step.
     """
+    if layers[-1].residual or bool((layers[-1].step != 1).any()):
+        raise ModelFileError(
+            "This checkpoint cannot be imported: the last layer of its decoder has a residual "
+            "connection or a step, which have no counterpart here."
+        )
     # Backwards: which linear functions of every layer's output do the layers behind it need?
     needed = layers[-1].weight
     passed: list[Tensor] = []
@@ -296,19 +306,15 @@ def _import(
     offset = scaling.offset
     if kind in ("MLP+S", "MLPxS"):
         # These weights sum to 1 at every point: a constant density is a constant value.
-        value[-1] = DenseLayer(
-            scaling.mix @ value[-1].weight,
-            scaling.mix @ value[-1].bias + offset,
-            value[-1].step,
-            residual=False,
+        value[-1] = replace(
+            value[-1],
+            weight=scaling.mix @ value[-1].weight,
+            bias=scaling.mix @ value[-1].bias + offset,
         )
         offset = torch.zeros_like(offset)
     else:
-        value[-1] = DenseLayer(
-            scaling.mix @ value[-1].weight,
-            scaling.mix @ value[-1].bias,
-            value[-1].step,
-            residual=False,
+        value[-1] = replace(
+            value[-1], weight=scaling.mix @ value[-1].weight, bias=scaling.mix @ value[-1].bias
         )
     plain_value, value_hidden = plain_network(value, entrance)
     weight_layers = (

@@ -326,9 +326,10 @@ class OnsiteHead(nn.Module):
         Parameters
         ----------
         examples
-            Of every structure (and spin): descriptors (n, (l_max+1)², channels), averages of the
-            density (n, :attr:`n_averages`), atomic numbers (n,), and on-site data (n, width) as
-            :meth:`forward` returns them; rows of NaN where there are none.
+            Of every structure: descriptors (n, (l_max+1)², channels), averages of the density
+            (n, :attr:`n_averages`), atomic numbers (n,), and on-site data (n, width) as
+            :meth:`forward` returns them; rows of NaN where there are none. With spins, atoms of
+            spin up and then the same of spin down.
         """
         known = [
             (index, symbol, descriptors[atoms], averages[atoms], onsite[atoms])

@@ -102,8 +102,13 @@ class TrainingModule(pl.LightningModule):
                 parts = [total / network.n_spin]
                 if len(descriptors) == 2:
                     parts = [(total + difference) / 2, (total - difference) / 2]
-                for one, part in zip(descriptors, parts, strict=True):
-                    yield one, network.spherical_averages(one, here), here.numbers, part
+                # The spins of a structure resemble each other: they are left out together.
+                yield (
+                    torch.cat(list(descriptors)),
+                    torch.cat([network.spherical_averages(one, here) for one in descriptors]),
+                    here.numbers.repeat(len(descriptors)),
+                    torch.cat(parts),
+                )
 
         network.onsite.regress(examples())
 

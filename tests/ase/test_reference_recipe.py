@@ -105,6 +105,7 @@ def test_settings_come_from_the_entry_then_its_kind_then_the_recipe():
         ({"name": "a", "kind": "alloy", "elements": ["Al"]}, r"structures\[a\]\.elements"),
         ({"name": "a", "kind": "alloy", "elements": ["Al", "Al"]}, "two elements or more"),
         (crystal(lattices="own", formulas="F"), "no crystal of 'F'"),
+        (crystal(lattices="own", formulas="P"), "no crystal of 'P'"),
         (crystal(lattices="own", formulas="Si2"), "no crystal of 'Si2'"),
         (crystal(lattices=["fcc", "fcc"]), "'Al-fcc' is there twice"),
         ({"name": "m", "kind": "molecule", "molecules": ["H2", "H2"]}, "'H2' is there twice"),

@@ -181,6 +181,14 @@ def test_slabs_have_the_smallest_surface_cell_and_vacuum(miller, atoms_in_layer,
     assert np.linalg.norm(atoms.cell[2]) - heights.max() == pytest.approx(5.0)
 
 
+def test_slabs_are_cut_along_any_plane():
+    entry = {"name": "s", "kind": "slab", "lattices": "fcc", "formulas": {"Al": 4.05}, "layers": 1}
+    atoms = build(first({**entry, "miller": [2, 3, 4]}))
+    area = np.linalg.norm(np.cross(atoms.cell[0], atoms.cell[1]))
+    # Of the reciprocal bcc lattice: 2π / d of (4, 6, 8), volume of a cell over the distance d.
+    assert area == pytest.approx(4.05**2 / 4 * 116**0.5, rel=1e-6)
+
+
 def test_molecules_are_turned_and_keep_their_bonds_and_moments():
     atoms = build(first({"name": "m", "kind": "molecule", "molecules": "O2", "vacuum": 2.5}))
     assert not atoms.pbc.any()

@@ -87,7 +87,7 @@ def test_files_know_the_origin_of_their_density(tmp_path, provenance, comment):
     assert read_chgcar(path).provenance == replace(provenance, source="CHGCAR")
 
 
-@pytest.mark.parametrize("comment", ["", "ClNa2: pseudo density, unknown, PBE", "pseudo density"])
+@pytest.mark.parametrize("comment", ["", "ClNa2: some density, GPAW, PBE", "pseudo density"])
 def test_files_of_other_first_lines_are_taken_for_those_of_vasp(tmp_path, comment):
     path = tmp_path / "CHGCAR"
     write_chgcar(path, make_sample(), comment=comment)

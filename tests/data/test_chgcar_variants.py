@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from eac_model.data import (
     DensitySample,
     Magnetization,
+    Provenance,
     read_all_electron,
     read_chgcar,
     read_density,
@@ -363,6 +364,8 @@ def test_more_than_9999_atoms_overflow_the_columns_of_the_index(tmp_path):
         ("AECCAR2.gz", "unknown"),
         ("PARCHG.0012.ALLK", "unknown"),
         ("parchg", "unknown"),
+        ("run1_AECCAR0", "unknown"),
+        ("MgO.PARCHG", "unknown"),
     ],
 )
 def test_the_name_tells_what_the_density_counts(tmp_path, name, kind):
@@ -371,6 +374,22 @@ def test_the_name_tells_what_the_density_counts(tmp_path, name, kind):
     read = read_density(tmp_path / name)
     assert read.provenance.density_kind == kind
     np.testing.assert_array_equal(read.density, as_density(GRIDS[0]))
+
+
+@pytest.mark.parametrize(
+    "provenance",
+    [
+        Provenance("VASP", density_kind="all-electron"),
+        Provenance("VASP", density_kind="unknown"),
+        Provenance("unknown", density_kind="pseudo"),
+        Provenance("GPAW 26.7.0", "0.5 LDA, 0.5 PBE", "pseudo"),
+    ],
+)
+def test_what_is_no_valence_density_of_vasp_says_so(tmp_path, provenance):
+    atoms = Atoms("Li", cell=CELL, pbc=True)
+    write_chgcar(tmp_path / "CHGCAR", DensitySample(atoms, np.ones(SHAPE), provenance=provenance))
+    read = read_chgcar(tmp_path / "CHGCAR").provenance
+    assert replace(read, source=provenance.source) == provenance
 
 
 def test_core_and_valence_add_up_to_all_electrons(tmp_path):
@@ -389,7 +408,7 @@ def test_core_and_valence_add_up_to_all_electrons(tmp_path):
         read_all_electron(tmp_path / "AECCAR0", tmp_path / "AECCAR2")
 
 
-@pytest.mark.parametrize("name", ["LOCPOT", "ELFCAR.gz", "TAUCAR"])
+@pytest.mark.parametrize("name", ["LOCPOT", "ELFCAR.gz", "TAUCAR", "run1_LOCPOT", "Si-ELFCAR.vasp"])
 def test_other_quantities_in_the_same_format_are_refused_by_name(tmp_path, name):
     (tmp_path / name).write_text(header() + grid_text(GRIDS[0]))
     with pytest.raises(DensityFileError, match="no electron density"):

@@ -18,6 +18,7 @@ from eac_model.data import (
     write_cube,
     write_sample,
 )
+from eac_model.data.readers import holds_density
 from eac_model.errors import DensityFileError
 
 ATOMS = Atoms("LiH", positions=[[0.5, 0.5, 0.5], [1.5, 1.5, 1.5]], cell=[3, 4, 5], pbc=True)
@@ -37,6 +38,17 @@ def test_chgcar_files_are_recognised_by_name_or_content(tmp_path, name):
     np.testing.assert_allclose(read.density, sample().density, rtol=1e-9)
     partial = name.startswith(("AECCAR", "PARCHG"))
     assert read.provenance.density_kind == ("unknown" if partial else "valence")
+
+
+def test_structures_with_whole_numbers_are_no_densities(tmp_path):
+    path = tmp_path / "Si.vasp"
+    lines = ["Si", "1.0", "3 0 0", "0 4 0", "0 0 5", "Si", "2", "Direct", "0.5 0.5 0.5", "0 0 0"]
+    path.write_text("\n".join(lines) + "\n")
+    assert not holds_density(path)
+    path.write_text("\n".join([*lines, "", "0 0 0", "1 2 3"]) + "\n")  # velocities
+    assert not holds_density(path)
+    write_chgcar(path, sample())
+    assert holds_density(path)
 
 
 @pytest.mark.parametrize("name", ["x.cube", "x.cub", "density.dat", "x.cube.gz"])

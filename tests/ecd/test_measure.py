@@ -49,6 +49,12 @@ def test_metals_have_no_gap():
         band_gap(energies, np.full((1, 2, 2), 2.0))
 
 
+def test_bands_that_cross_the_fermi_level_leave_no_gap():
+    energies = np.array([[[0.0, 1.0, 4.0], [0.5, 2.5, 3.0]]])
+    filled = np.array([[[2.0, 2.0, 0.0], [2.0, 0.0, 0.0]]])
+    assert band_gap(energies, filled) == 0.0
+
+
 def row(name: str, error: float, achieved: int | None, optimal: int = 6) -> dict:
     return {
         "model": "pbe",

@@ -119,6 +119,13 @@ def test_fine_tuned_models_say_what_they_predict_and_keep_their_free_atoms(finis
     assert tables[0].equal(tables[1])
 
 
+def test_another_start_is_no_finished_fine_tuning(finished, data, monkeypatch):
+    budget = Budget(training=configuration(), tuning=configuration(seed=1))
+    monkeypatch.setattr(run, "digest", lambda path: "another model")
+    with pytest.raises(ConfigurationError, match="fine-tuned from another model"):
+        run_task(TASKS["PBE_HSE_tuning-id"], data, finished, budget, progress=False)
+
+
 def test_errors_are_those_of_the_models_on_the_test_split(finished, data):
     content = json.loads((finished / "PBE_HSE_tuning-id.json").read_text())
     row = content["structures"][0]

@@ -72,7 +72,7 @@ def test_with_and_without_numba_densities_are_the_same(monkeypatch):
 
 
 def test_without_numba_evaluation_goes_on(monkeypatch):
-    monkeypatch.setitem(sys.modules, "eac_model.engine.loops", None)
+    monkeypatch.setitem(sys.modules, "eac_model.network.linear_loops", None)
     fused.compiled_loop.cache_clear()
     try:
         assert fused.compiled_loop() is None

@@ -7,6 +7,7 @@ computes with them (benchmarks/import_eac.py and import_charge3net.py wrote them
 import importlib.util
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -144,7 +145,8 @@ def test_residual_networks_become_plain_ones():
         return DenseLayer(made.weight.detach(), made.bias.detach(), step, residual)
 
     layers = [layer(3, 6, True), layer(6, 6, True), layer(6, 4, False), layer(4, 4, True)]
-    layers.append(layer(4, 2, False))
+    last = replace(layer(4, 2, False), step=torch.ones(2, dtype=torch.float64))
+    layers.append(last)
     entrance = torch.randn(3, 5, dtype=torch.float64)
     features = torch.randn(7, 5, dtype=torch.float64)
     x = features @ entrance.T
@@ -158,6 +160,9 @@ def test_residual_networks_become_plain_ones():
         x = torch.nn.functional.silu(x @ matrix.T + bias)
     assert torch.allclose(x @ plain[-1][0].T + plain[-1][1], expected, atol=1e-12)
     assert hidden[2] == 4  # nothing has to pass a layer without residual connection
+    for other in replace(last, residual=True), replace(last, step=2 * last.step):
+        with pytest.raises(ModelFileError, match="last layer"):
+            plain_network([*layers[:-1], other], entrance)
 
 
 def test_the_calculator_runs_imported_models(tmp_path):

@@ -72,6 +72,18 @@ def test_the_scheme_eac_agrees_with_the_calculator(calculator, crystal):
     assert whole.charge == pytest.approx(0, abs=1e-9)
 
 
+def test_it_does_not_matter_what_lies_at_the_corner_of_the_cell(model_file, water):
+    water.set_cell([14, 14, 14])
+    water.center()
+    water.pbc = True
+    calculator = EACDensity(model_file, device="cpu", normalize=True)
+    assert calculator.evaluate([(0, 0, 0)], water) == pytest.approx(0)
+    found = calculator.partition("eac", water)
+    assert found.electrons == pytest.approx(8, abs=1e-9)
+    water.calc = calculator
+    assert found.charges == pytest.approx(water.get_charges(), abs=2e-3)
+
+
 def test_dipoles_and_quadrupoles_turn_with_the_molecule(calculator, water):
     one = calculator.partition("eac", water)
     turned = water.copy()
