@@ -67,6 +67,9 @@ CLEARANCE = 3.0
 two faces; otherwise a box is fitted around the atoms. At 1 Å up to 7 % of a molecule's electrons
 lie beyond a face."""
 
+SAME_CELL = 1e-4
+"""How far the edges of two cells may differ and they are the same one, in parts of an edge."""
+
 
 class EACDensity(BaseCalculator):
     """Electron densities, charges and moments from a trained network.
@@ -313,7 +316,8 @@ class EACDensity(BaseCalculator):
             Largest distance of neighbouring points, Å; default :data:`SPACING`. The numbers of
             points are rounded up to products of 2, 3 and 5.
         like
-            Use the points of this grid: its cell, origin and shape.
+            Use the points of this grid: its cell, origin and shape. Where both repeat, its cell
+            is one of the structure's.
         progress
             Progress bar on stderr: True, False, or None for only on a terminal.
         resample_from
@@ -338,6 +342,7 @@ class EACDensity(BaseCalculator):
         ------
         GridError
             More than one of ``shape``, ``spacing`` and ``like``, or one that makes no grid;
+            ``like`` repeats otherwise than the structure;
             ``resample_from`` or ``band_limited`` for a grid that is not that of a crystal's cell.
         UnknownElementError
             The model has not learned an element.
@@ -976,6 +981,7 @@ class EACDensity(BaseCalculator):
         if sum(choice is not None for choice in (shape, spacing, like)) > 1:
             raise GridError("Give one of shape, spacing and like, not several.")
         if like is not None:
+            _check_repeats(atoms, like)
             return like.cell, like.origin, like.shape
         with _naming_models_for(atoms):
             self._check(atoms)
@@ -1008,6 +1014,23 @@ class EACDensity(BaseCalculator):
             pbc=tuple(repeats),
             kind=self.card.provenance.density_kind,
             provenance=self.card.provenance,
+        )
+
+
+def _check_repeats(atoms: Atoms, like: DensityGrid) -> None:
+    """A grid that repeats has to repeat as the structure does."""
+    axes = np.flatnonzero(atoms.pbc & np.asarray(like.pbc))
+    if not len(axes):
+        return
+    steps = like.cell[axes] @ np.linalg.inv(atoms.cell.complete())
+    whole = np.rint(steps)
+    off = np.abs(steps - np.where(atoms.pbc, whole, 0)).max()
+    if off > SAME_CELL or abs(np.linalg.det(whole[:, axes])) != 1:
+        raise GridError(
+            f"The grid's cell {np.round(like.cell, 4).tolist()} is another one than the "
+            f"structure's, {np.round(atoms.cell.array, 4).tolist()}. Give the structure the grid's "
+            "cell, repeat it if need be, or evaluate its own grid; for a box in a crystal take "
+            "dataclasses.replace(grid, pbc=(False, False, False))."
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import warnings
 from importlib.metadata import version
 from typing import Annotated, Any
@@ -10,7 +12,7 @@ import typer
 from ase.calculators.calculator import CalculatorError, PropertyNotImplementedError
 from typer.core import TyperGroup
 
-from eac_ase.cli.console import INTERRUPTED, WRONG_INPUT, complain, say
+from eac_ase.cli.console import INTERRUPTED, PIPE_CLOSED, WRONG_INPUT, complain, say
 from eac_model.errors import EACError, UnfamiliarStructureWarning
 
 
@@ -22,8 +24,13 @@ class _Commands(TyperGroup):
             with warnings.catch_warnings():
                 warnings.showwarning = _show
                 return super().invoke(ctx)
-        except BrokenPipeError:
-            raise
+        except (BrokenPipeError, SystemExit) as ended:
+            # rich makes an exit of it.
+            if not any(isinstance(e, BrokenPipeError) for e in (ended, ended.__context__)):
+                raise
+            # Whoever read the output has seen enough; nothing is left to be flushed at the end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(PIPE_CLOSED) from None
         except (EACError, CalculatorError, PropertyNotImplementedError, OSError) as error:
             complain(str(error))
             raise typer.Exit(WRONG_INPUT) from error

@@ -29,6 +29,7 @@ MAGNETIC = ("Cr", "Mn", "Fe", "Co", "Ni")
 
 WRONG_INPUT = 2
 INTERRUPTED = 130
+PIPE_CLOSED = 141
 
 ModelOption = Annotated[
     str, typer.Option("--model", "-m", help="Bundled model (see `eac models`) or model file.")
@@ -56,14 +57,20 @@ def open_calculator(model: str, device: str | None, normalize: bool) -> EACDensi
 
 
 def read_structure(name: str) -> Atoms:
-    """One structure from any file ASE reads; its failures of every kind become a StructureError."""
+    """One structure from any file ASE reads, of several the last one.
+
+    ASE's failures of every kind become a StructureError.
+    """
     from ase import Atoms
     from ase.io import read
+    from ase.io.formats import filetype, ioformats
 
     from eac_model.data.readers import holds_density
 
     try:
-        atoms = read(name)
+        one = "@" in name or ioformats[filetype(name)].single
+        # Two frames tell that there are several.
+        found = read(name, None if one else slice(-2, None))
     except FileNotFoundError:
         raise StructureError(f"There is no structure file {name}.") from None
     except Exception as error:
@@ -75,12 +82,20 @@ def read_structure(name: str) -> Atoms:
             raise StructureError(
                 f"{name} is a density: name a structure file, the POSCAR beside it say."
             ) from None
+        if isinstance(error, StopIteration | IndexError) and "@" in name:
+            raise StructureError(f"{name}: the file has no such frame; the first is 0.") from None
         # ASE's readers fail in every way there is.
         cause = f"{type(error).__name__}: {error}".removesuffix(": ")
         raise StructureError(f"ASE cannot read a structure from {name} ({cause}).") from error
-    if not isinstance(atoms, Atoms):
+    if isinstance(found, Atoms):
+        return found
+    if "@" in name:
         raise StructureError(f"{name} names several structures: pick one, as in file.traj@-1.")
-    return atoms
+    if not found:
+        raise StructureError(f"{name} holds no structure.")
+    if len(found) > 1:
+        say(f"{name} holds several structures: the last one is taken, {name}@0 is the first.")
+    return found[-1]
 
 
 def check_target(path: Path, force: bool) -> None:
@@ -97,6 +112,14 @@ def set_moments(atoms: Atoms, spin: str, calculator: EACDensity, model: str) -> 
         raise ConfigurationError(f"The model {model!r} knows no spin: leave --spin out.")
     atoms.set_initial_magnetic_moments(None)
     atoms.set_initial_magnetic_moments(parse_moments(spin, atoms))
+
+
+def hint_at_charge(atoms: Atoms, normalize: bool) -> None:
+    """Say that a charge is stated which the density will not have."""
+    from eac_ase.charge import stated_charge
+
+    if not normalize and (charge := stated_charge(atoms)):
+        say(f"The structure has the charge {charge:+g}: models know neutral ones, and so is this.")
 
 
 def hint_at_moments(atoms: Atoms, calculator: EACDensity) -> None:

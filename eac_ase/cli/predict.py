@@ -20,6 +20,7 @@ from eac_ase.cli.console import (
     ModelOption,
     SpacingOption,
     check_target,
+    hint_at_charge,
     hint_at_moments,
     open_calculator,
     print_facts,
@@ -58,7 +59,7 @@ KINDS = {
 @app.command(
     epilog="""[bold]Examples[/]
 
-eac predict POSCAR -o CHGCAR
+eac predict POSCAR --model runs/mine/model.safetensors -o CHGCAR
 
 eac predict water.xyz -o water.cube -o water.h5 --spacing 0.08 --plot water.png
 
@@ -70,7 +71,8 @@ eac predict Fe.cif --model my-iron.safetensors --spin Fe=2.2 -o CHGCAR"""
 )
 def predict(
     structure: Annotated[
-        str, typer.Argument(help="Any structure file ASE reads; file@3 picks a frame.")
+        str,
+        typer.Argument(help="Any structure file ASE reads; of several frames the last, or file@3."),
     ],
     output: Annotated[
         list[Path] | None,
@@ -125,6 +127,7 @@ def predict(
     if spin is not None:
         set_moments(atoms, spin, calculator, model)
     hint_at_moments(atoms, calculator)
+    hint_at_charge(atoms, normalize)
     if not memory > 0:
         raise typer.BadParameter(f"--memory is a number of GiB, not {memory}")
     wanted = calculator.get_grid_shape(atoms, shape, spacing)

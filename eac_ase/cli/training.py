@@ -72,10 +72,10 @@ def train(
     try:
         with _logged("eac_model.training.run" if sys.stdout.isatty() else "eac_model.training"):
             model = run(settings, directory, resume=resume)
-    except SystemExit as ended:
+    except (SystemExit, KeyboardInterrupt) as ended:
         # Lightning turns Ctrl-C into an ordinary exit.
-        by_hand = isinstance(ended.__context__, KeyboardInterrupt)
-        if not by_hand and ended.code != TERMINATED:
+        by_hand = any(isinstance(e, KeyboardInterrupt) for e in (ended, ended.__context__))
+        if not by_hand and getattr(ended, "code", None) != TERMINATED:
             raise
         say(
             f"Interrupted. Go on with:\neac train {config} --directory {directory} --resume"

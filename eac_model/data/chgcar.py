@@ -116,8 +116,8 @@ def _provenance(comment: str, name: str) -> Provenance:
     if found := _ORIGIN.fullmatch(comment.strip()):
         kind, code, functional = found.groups()
         return Provenance(code, functional, cast(DensityKind, kind), source=name)
-    kind: DensityKind = "unknown" if _PARTIAL.search(name) else "valence"
-    return Provenance("VASP", density_kind=kind, source=name)
+    partial = _PARTIAL.search(name) is not None
+    return Provenance("VASP", density_kind="unknown" if partial else "valence", source=name)
 
 
 def _comment(sample: DensitySample) -> str:

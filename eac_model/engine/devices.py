@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import os
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeVar
 from weakref import WeakKeyDictionary
 
@@ -13,6 +15,10 @@ import torch
 
 from eac_model.engine.kernels import fingerprint
 from eac_model.network import DensityNetwork
+
+if hasattr(os, "register_at_fork"):
+    # Threads of OpenMP do not survive a fork, and a child of two or more waits for them for ever.
+    os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 Devices = Sequence[torch.device | str]
 """Devices that share the work, each named as often as it is to have workers."""

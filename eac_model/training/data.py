@@ -518,6 +518,16 @@ def load_sources(config: TrainingConfig) -> tuple[list[Source], list[Source]]:
                 f"data.validation: {count} of {len(train)} structures cannot be left out; "
                 "nothing would remain to train on. Add structures, or set it to 0."
             )
+    # The same calculation may have come twice, as a file and in a store say.
+    known = {_identity(source) for source in validation}
+    different = [source for source in train if _identity(source) not in known]
+    if len(different) < len(train):
+        log.warning(
+            "data.train: %d structures are left out of the training, too: they are the same as "
+            "some that data.validation leaves out.",
+            len(train) - len(different),
+        )
+    train = different
     if not train:
         raise ConfigurationError("data.train: no structure is left to train on.")
     if data.points_per_structure is None and any(source.is_grid for source in train):
@@ -534,6 +544,17 @@ def load_sources(config: TrainingConfig) -> tuple[list[Source], list[Source]]:
             "network.spin: none of the training data has a spin density to learn from."
         )
     return train, validation
+
+
+def _identity(source: Source) -> tuple[bytes, ...]:
+    """Equal for the same structure with the same initial moments."""
+    atoms = source.atoms
+    # Files of text round.
+    numbers = (atoms.positions, atoms.cell.array, atoms.get_initial_magnetic_moments())
+    return (
+        atoms.numbers.astype(np.int64).tobytes(),
+        *((np.round(values, 5) + 0.0).tobytes() for values in numbers),
+    )
 
 
 def onsite_layout(sources: Sequence[Source]) -> OnsiteLayout:

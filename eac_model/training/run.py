@@ -146,6 +146,11 @@ def _train(config: TrainingConfig, files: RunFiles, *, resume: bool) -> Path:
             f"The run in {files.directory} is complete, and its {files.model.name} is gone. Put it "
             "back, or begin anew in another directory."
         )
+    if state is not None and _is_first_process():
+        # Of the best step, which may lie before the interruption, as may the card it was given.
+        averaged, saved = load_model(files.model)
+        if saved != (renewed := ModelCard(**card, training=saved.training)):
+            save_model(averaged, renewed, files.model)
     if validation_sources and _is_first_process():
         calibrate(files.model, config, train_sources, validation_sources)
     return files.model

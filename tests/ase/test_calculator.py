@@ -4,6 +4,7 @@ import copy
 import gc
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -89,7 +90,9 @@ def test_a_spacing_that_divides_the_cell_is_met_exactly():
 
 
 def test_a_grid_like_another_has_its_points(calculator, crystal, water):
-    pattern = DensityGrid(np.zeros((4, 5, 6)), water, np.diag([2.0, 3, 4]), np.array([0.5, 0, -1]))
+    pattern = DensityGrid(
+        np.zeros((4, 5, 6)), water, np.diag([2.0, 3, 4]), np.array([0.5, 0, -1]), pbc=(False,) * 3
+    )
     grid = calculator.get_density_grid(crystal, like=pattern)
     assert np.allclose(grid.points(), pattern.points())
     assert np.allclose(grid.values.ravel(), calculator.evaluate(pattern.points(), crystal))
@@ -717,6 +720,18 @@ def test_a_box_in_a_crystal_is_open(calculator, crystal):
     assert np.isnan(grid.interpolate([(2.5, 0, 0)])).all()
     own = calculator.get_density_grid(crystal, shape=(6, 6, 6))
     assert calculator.get_density_grid(crystal, like=own).pbc == (True, True, True)
+
+
+def test_a_grid_of_another_cell_is_no_pattern_for_a_crystal(calculator, crystal):
+    own = calculator.get_density_grid(crystal, shape=(4, 4, 4))
+    for other in (2 * own.cell, 1.001 * own.cell, own.cell * [[1], [1], [2]]):
+        with pytest.raises(GridError, match="another one than the structure's"):
+            calculator.get_density_grid(crystal, like=replace(own, cell=other))
+    # The same lattice may have other edges.
+    sheared = replace(own, cell=np.array([[1, 0, 0], [1, 1, 0], [0, 0, 1]]) @ own.cell)
+    for same in (sheared, replace(own, cell=own.cell[[2, 0, 1]])):
+        grid = calculator.get_density_grid(crystal, like=same)
+        assert grid.integrate() == pytest.approx(own.integrate(), rel=0.1)
 
 
 def test_grids_keep_the_charge_and_the_masses_of_their_structure(calculator, water):

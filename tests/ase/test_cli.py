@@ -348,6 +348,27 @@ def test_ctrl_c_keeps_the_step_that_training_had_reached(reference, tmp_path):
     assert all(torch.equal(values, cut[name]) for name, values in whole.items())
 
 
+def test_ctrl_c_before_the_first_step_says_that_nothing_is_kept(reference, tmp_path):
+    (tmp_path / "toy.yaml").write_text(
+        "data: {train: CHGCAR_ref, points_per_structure: 20}\n"
+        "network: {l_max: 0, channels: 2, interactions: 0}\n"
+    )
+    program = (
+        "import eac_model.training.run as module\n"
+        "def interrupted(*args, **kwargs):\n"
+        "    raise KeyboardInterrupt\n"
+        "module.load_sources = interrupted\n"
+        "from eac_ase.cli import app\n"
+        "app()\n"
+    )
+    cut = subprocess.run(
+        [sys.executable, "-c", program, "train", "toy.yaml", "-o", "cut"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert cut.returncode == 130
+    assert "no checkpoint yet" in cut.stderr
+
+
 def test_sigterm_keeps_the_step_and_is_no_success(reference, tmp_path):
     (tmp_path / "toy.yaml").write_text(
         "data: {train: CHGCAR_ref, points_per_structure: 20}\n"
@@ -533,6 +554,51 @@ def test_the_suffix_decides_the_format_before_the_beginning_of_a_name(
     target = tmp_path / "CHGCAR_x.cube"
     run("predict", structure, "-m", model_file, "-o", target, "--shape", 4, 4, 4)
     assert DensityGrid.read(target).shape == (4, 4, 4)
+
+
+def test_of_several_structures_the_last_is_taken_and_said_so(tmp_path, water, model_file):
+    write(tmp_path / "x.traj", [water, water[:2], water[1:]])
+    report = run(
+        "predict", tmp_path / "x.traj", "-m", model_file, "-o", tmp_path / "x.cube", "--json"
+    )
+    assert "x.traj@0 is the first" in report.output
+    assert json.loads(report.stdout)["formula"] == "H2"
+    write(tmp_path / "one.traj", water)
+    assert "holds several" not in run("info", tmp_path / "one.traj").output
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("x.traj@7", "no such frame"), ("x.traj@:", "pick one")],
+)
+def test_frames_that_are_not_there_are_refused(
+    tmp_path, water, model_file, name, message, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    write("x.traj", [water, water])
+    assert message in run("predict", name, "-m", model_file, "-o", "x.cube", code=2).output
+
+
+def test_a_stated_charge_is_remarked_on_unless_normalised(tmp_path, water, model_file):
+    water.info["charge"] = 1
+    write(tmp_path / "ion.extxyz", water)
+    target = tmp_path / "x.cube"
+    arguments = ("predict", tmp_path / "ion.extxyz", "-m", model_file, "-o", target, "--force")
+    assert "charge +1" in run(*arguments).output
+    assert "charge +1" not in run(*arguments, "--normalize").output
+
+
+def test_a_closed_pipe_ends_quietly(structure, model_file):
+    program = "from eac_ase.cli import app\napp()"
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-c", program, "models"], stdout=writer, stderr=subprocess.PIPE,
+        text=True, timeout=120,
+    )  # fmt: skip
+    os.close(writer)
+    assert done.returncode == 141
+    assert done.stderr == ""
 
 
 def test_info_takes_frames_of_trajectories(tmp_path, water):

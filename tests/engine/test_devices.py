@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 
 import numpy as np
@@ -129,6 +132,23 @@ def test_every_device_works():
     done = []
     share(range(10), ["a", "b"], do, done.append)
     assert sum(taken.values()) == sum(done) == 10
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+def test_forked_processes_evaluate_after_their_parent_did():
+    program = (
+        "import multiprocessing, torch, eac_model.engine\n"
+        "def work(_):\n"
+        "    return float((torch.ones(2000, 2000) @ torch.ones(2000, 2000)).sum().log())\n"
+        "work(0)\n"
+        "with multiprocessing.get_context('fork').Pool(2) as pool:\n"
+        "    print(pool.map(work, range(4)) == [work(0)] * 4)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, "OMP_NUM_THREADS": "2"},
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_the_failure_of_one_device_stops_the_others():

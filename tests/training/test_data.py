@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 import torch
 
+from eac_model.data.chgcar import write_chgcar
 from eac_model.data.sample import DensitySample
 from eac_model.data.sampling import SamplingMixture
 from eac_model.data.store import DensityStore
@@ -130,6 +131,24 @@ def test_validation_files_are_taken_out_of_the_training_files(tmp_path):
     train, validation = load_sources(run)
     assert [len(train), len(validation)] == [2, 1]
     np.testing.assert_allclose(validation[0].atoms.positions, scattered(1).atoms.positions)
+
+
+def test_a_structure_that_came_twice_is_not_on_both_sides(tmp_path, caplog):
+    samples = [grid(seed) for seed in range(4)]
+    data = store_of(tmp_path / "all.store", samples)
+    for number, sample in enumerate(samples):
+        write_chgcar(tmp_path / f"CHGCAR_{number}", sample)
+    left_out = str(tmp_path / "CHGCAR_1")
+    train, validation = load_sources(config(data, data={"validation": left_out}))
+    assert [len(train), len(validation)] == [3, 1]
+    assert "1 structures are left out of the training, too" in caplog.text
+    both = [str(data), str(tmp_path / "CHGCAR_*")]
+    train, validation = load_sources(config(data, data={"train": both, "validation": 2}))
+    places = [{source.atoms.positions.round(4).tobytes() for source in side}
+              for side in (train, validation)]  # fmt: skip
+    assert len(validation) == 2
+    assert train
+    assert not places[0] & places[1]
 
 
 @pytest.mark.parametrize(("share", "count"), [(0, 0), (2, 2), (0.25, 1), (0.01, 1)])

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from eac_model.checkpoint import load_model, save_model
 from eac_model.data.sample import DensitySample, Provenance
+from eac_model.engine.kernels import fingerprint
 from eac_model.errors import ConfigurationError, StructureError
 from eac_model.network import EACNet, NetworkConfig
 from eac_model.training import TrainingConfig, train
@@ -346,6 +347,16 @@ def test_a_run_is_not_resumed_with_other_structures(tmp_path):
 
 def test_keys_that_do_not_decide_the_weights_may_change_on_resuming(finished, frames):
     train(config(frames, checkpoint_every=4, data={"cache_megabytes": 1}), finished, resume=True)
+
+
+def test_a_card_that_changed_is_that_of_the_resumed_model(finished, frames, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    before, card = load_model(folder / "model.safetensors")
+    train(config(frames, card={"name": "renamed", "licence": "MIT"}), folder, resume=True)
+    after, renewed = load_model(folder / "model.safetensors")
+    assert (renewed.name, renewed.licence) == ("renamed", "MIT")
+    assert renewed.training == card.training
+    assert fingerprint(after) == fingerprint(before)
 
 
 def test_fine_tuning_starts_from_the_weights_of_a_model(tmp_path, frames, finished):
