@@ -82,3 +82,41 @@ def checked_shape(shape: Shape) -> Shape:
     except (TypeError, ValueError, OverflowError):  # no numbers, NaN, inf
         pass
     raise GridError(f"A grid needs three positive whole numbers of points, not {shape}.")
+
+
+def periodic_images(atoms: Atoms, cutoff: float) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Images of the atoms that reach into the home cell.
+
+    Returns
+    -------
+    indices
+        Shape (images,), the atom each image belongs to.
+    positions
+        Shape (images, 3), Å. Along periodic directions every image within ``cutoff`` of the cell
+        0 ≤ fraction < 1 is present; along open directions the atoms stand where they are.
+    """
+    cell = np.asarray(atoms.cell.complete())
+    fractions = wrapped_fractions(atoms.positions, atoms)
+    # Distance between opposite faces: 1 / |reciprocal vector|.
+    reach = cutoff * np.linalg.norm(np.linalg.inv(cell), axis=0)
+    repeats = [
+        np.arange(-int(np.ceil(r)), int(np.ceil(r)) + 1) if p else np.zeros(1, int)
+        for r, p in zip(reach, atoms.pbc, strict=True)
+    ]
+    shifts = np.stack(np.meshgrid(*repeats, indexing="ij"), axis=-1).reshape(-1, 3)
+    images = fractions[None] + shifts[:, None]
+    near = ((images >= -reach - 1e-9) & (images <= 1 + reach + 1e-9)) | ~atoms.pbc
+    shift, index = np.nonzero(near.all(axis=-1))
+    return index.astype(np.int64), images[shift, index] @ cell
+
+
+def wrap_points(points: NDArray, atoms: Atoms) -> NDArray[np.float64]:
+    """Points moved into the home cell along the periodic directions, Å."""
+    return wrapped_fractions(points, atoms) @ np.asarray(atoms.cell.complete())
+
+
+def wrapped_fractions(positions: NDArray, atoms: Atoms) -> NDArray[np.float64]:
+    """Fractions of the cell vectors, 0 ≤ fraction < 1 along the periodic directions."""
+    cell = np.asarray(atoms.cell.complete())
+    fractions = np.asarray(positions, dtype=float) @ np.linalg.inv(cell)
+    return np.where(atoms.pbc, fractions - np.floor(fractions), fractions)

@@ -437,13 +437,13 @@ def start_from_density(
     if getattr(calculator, "old", False):
         _check_options_of_classic(refresh, hold, moves)
         start_classic(calculator, model, any_functional)
-        _warn_of_missing_matrices(PredictedStart(model, 0, 0, "reuse"))
+        _warn_of_missing_matrices(model)
         _warn_of_charge(calculator.parameters.charge)
         return calculator
     _check_calculator(calculator)
     check_model(model, calculator, any_functional)
     start = PredictedStart(model, refresh, hold, moves, any_functional=any_functional)
-    _warn_of_missing_matrices(start)
+    _warn_of_missing_matrices(model, refresh)
     _warn_of_charge(calculator.params.charge)
     return _attach(calculator, start)
 
@@ -490,6 +490,8 @@ def fixed_density(
         and 0.3 at 1.2 %.
     """
     start = _kept(calculator, model, refresh, any_functional)
+    _warn_of_missing_matrices(model, refresh)
+    _warn_of_charge(calculator.params.charge)
     calculator._dft = None
     return _attach(calculator, start)
 
@@ -538,6 +540,8 @@ def all_electron_density(
     from gpaw.densities import Densities
 
     start = _kept(calculator, model, refresh, any_functional)
+    _warn_of_missing_matrices(model, refresh)
+    _warn_of_charge(calculator.params.charge)
     if not _is_whole(refinement, 1):
         raise ConfigurationError(f"refinement={refinement!r}: 1, 2, 4 or another whole number.")
     if start.refresh:
@@ -679,10 +683,7 @@ def _kept(
     _check_passes(refresh=refresh)
     _check_calculator(calculator)
     check_model(model, calculator, any_functional)
-    start = PredictedStart(model, refresh, 0, "restart", keep=True, any_functional=any_functional)
-    _warn_of_missing_matrices(start)
-    _warn_of_charge(calculator.params.charge)
-    return start
+    return PredictedStart(model, refresh, 0, "restart", keep=True, any_functional=any_functional)
 
 
 def _attach(calculator: Any, start: PredictedStart) -> Any:
@@ -739,8 +740,8 @@ def _with_warning(name: str, value: Any) -> Any:
     if name in ("forces", "stress"):
         warnings.warn(
             f"The {name} belong to a density that is not self-consistent: their errors are first "
-            "order in its error, in silicon 0.02 eV/Å at 0.2 % and 0.3 at 1.2 %. Do not relax or run "
-            "dynamics with them; start_from_density converges.",
+            "order in its error, in silicon 0.02 eV/Å at 0.2 % and 0.3 at 1.2 %. Do not relax or "
+            "run dynamics with them; start_from_density converges.",
             stacklevel=4,
         )
     return value
@@ -814,10 +815,10 @@ def _warn_of_charge(charge: float) -> None:
         )
 
 
-def _warn_of_missing_matrices(start: PredictedStart) -> None:
-    if start.model.network.config.onsite is None and not start.refresh:
+def _warn_of_missing_matrices(model: DensityModel, refresh: int | None = None) -> None:
+    if model.network.config.onsite is None and not refresh:
         warnings.warn(
-            f"The model {start.model.card.name!r} predicts ñ and no matrices D. With D "
+            f"The model {model.card.name!r} predicts ñ and no matrices D. With D "
             "of free atoms even the exact ñ saves few iterations: take a model with on-site data, "
             "or refresh=2.",
             stacklevel=3,

@@ -37,10 +37,11 @@ from ase import Atoms
 from ase.calculators.calculator import InputError
 
 from eac_ase.adapters.vasp_checks import check_blocks, check_fit, notes
-from eac_ase.adapters.vasp_grid import Shape, check_shape, grid_of
+from eac_ase.adapters.vasp_grid import check_shape, grid_of
 from eac_ase.adapters.vasp_run import VaspRun
 from eac_model.errors import ConfigurationError, GridError
 from eac_model.files import replacing, write_bytes
+from eac_model.lattice import Shape
 
 if TYPE_CHECKING:
     from ase.calculators.vasp import Vasp

@@ -40,7 +40,8 @@ import numpy as np
 from ase.calculators.calculator import InputError
 from numpy.typing import ArrayLike
 
-Shape = tuple[int, int, int]
+from eac_model.lattice import Shape
+
 Precision = Literal["normal", "accurate", "single", "singlen", "low", "medium", "high"]
 
 # VASP's own constants: a boundary case has to fall on the same side.

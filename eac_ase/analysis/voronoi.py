@@ -11,7 +11,7 @@ from scipy.spatial import cKDTree
 from eac_ase.analysis.moments import Moments, Sums
 from eac_ase.grid import DensityGrid
 from eac_ase.progress import progress_bar
-from eac_model.neighbors import periodic_images, wrap_points
+from eac_model.lattice import periodic_images, wrap_points
 
 NEIGHBORS = 8
 """Atoms that can share a point."""

@@ -29,11 +29,10 @@ from eac_model.data.sample import DensityKind, DensitySample, Magnetization, Pro
 from eac_model.data.textfile import NumberedText
 from eac_model.errors import DensityFileError, GridError
 from eac_model.files import replacing
+from eac_model.lattice import Shape
 
 Occupancies = tuple[NDArray[np.floating], ...]
 """Augmentation occupancies of every atom, in the order VASP writes them."""
-
-Shape = tuple[int, int, int]
 
 _AUGMENTATION = "augmentation occupancies"
 _IMAGINARY = "(imaginary part)"

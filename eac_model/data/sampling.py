@@ -21,6 +21,7 @@ from scipy.spatial import cKDTree
 
 from eac_model.data.sample import DensitySample
 from eac_model.errors import ConfigurationError, GridError
+from eac_model.lattice import periodic_images
 
 MAX_CUTOFF = 10.0
 """Distances from the nuclei are known up to here, Å."""
@@ -285,23 +286,6 @@ def _nearest_distances(
     centres = fractions.reshape(-1, 3) @ atoms.cell.array
     if len(atoms) == 0:
         return np.full(fractions.shape[:3], np.inf, dtype=np.float32)
-    tree = cKDTree(_images_within(atoms, limit))
+    tree = cKDTree(periodic_images(atoms, limit)[1])
     distances, _ = tree.query(centres, distance_upper_bound=limit)
     return distances.reshape(fractions.shape[:3]).astype(np.float32)
-
-
-def _images_within(atoms: Atoms, limit: float) -> NDArray[np.float64]:
-    """Positions of the atoms and of all periodic images within `limit` of the cell, (k, 3)."""
-    cell = atoms.cell.array
-    margins = limit * np.linalg.norm(np.linalg.inv(cell), axis=0)  # over the cell's heights
-    scaled = atoms.get_scaled_positions(wrap=False)
-    for axis in np.flatnonzero(atoms.pbc):
-        scaled[:, axis] %= 1.0
-    for axis in np.flatnonzero(atoms.pbc):
-        reach = int(np.ceil(margins[axis])) + 1
-        shifts = np.zeros((2 * reach + 1, 1, 3))
-        shifts[:, 0, axis] = np.arange(-reach, reach + 1)
-        scaled = (scaled + shifts).reshape(-1, 3)
-        near = (scaled[:, axis] >= -margins[axis]) & (scaled[:, axis] <= 1 + margins[axis])
-        scaled = scaled[near]
-    return scaled @ cell

@@ -173,9 +173,11 @@ class DensityStore:
         folder = self.path / "samples"
         for leftover in folder.glob(".*.tmp.*"):  # of killed writers: ours has the lock
             leftover.unlink(missing_ok=True)
-        before = _load_entries(self.path)
-        numbers = [int(name.removesuffix(".h5")) for name in _sample_names(self.path)]
-        path = folder / f"{max(numbers, default=-1) + 1:08d}.h5"
+        names, before = _sample_names(self.path), self._entries
+        if names != [entry.file for entry in before]:  # others have written, too
+            before = _load_entries(self.path)
+        last = max((int(name.removesuffix(".h5")) for name in names), default=-1)
+        path = folder / f"{last + 1:08d}.h5"
         write_sample(path, sample, attributes={"key": key, "stamp": stamp})
         entry = _entry_from_file(path)
         replaced = [old for old in before if key and old.key == key]

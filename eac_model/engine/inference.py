@@ -28,13 +28,8 @@ from eac_model.engine.symmetry import unique_points
 from eac_model.engine.tiles import TilePairs, sort_pairs, tile_pairs
 from eac_model.errors import ConfigurationError, GridError
 from eac_model.graph import AtomGraph, PointPairs
-from eac_model.lattice import checked_shape
-from eac_model.neighbors import (
-    atom_graph,
-    check_structure,
-    periodic_images,
-    wrap_points,
-)
+from eac_model.lattice import checked_shape, periodic_images, wrap_points
+from eac_model.neighbors import atom_graph, check_structure
 from eac_model.network import DensityNetwork, EACNet
 
 Progress = Callable[[int], None]

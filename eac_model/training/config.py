@@ -69,7 +69,7 @@ class NetworkSection(NetworkConfig):
     """Atomic numbers the model is built for, ascending; empty: those of the training data."""
     superposition: bool = True
     """Add the superposed densities of free atoms, fitted to the training data before the first
-    step, so that the network learns the difference only: 0.4 to 0.6 of the error after few steps."""
+    step, so that the network learns the difference only: about half the error after few steps."""
     onsite: OnsiteLayout | Literal["from-data"] | None = None  # type: ignore[assignment]
     """On-site PAW data that are predicted beside the density; ``from-data``: the matrices D of the
     GPAW calculations in the training data, whose PAW data sets lie beside the densities."""
@@ -82,7 +82,7 @@ class DeepChargeSection(DeepChargeConfig):
     """Atomic numbers the model is built for, ascending; empty: those of the training data."""
     superposition: bool = True
     """Add the superposed densities of free atoms, fitted to the training data before the first
-    step, so that the network learns the difference only: 0.4 to 0.6 of the error after few steps."""
+    step, so that the network learns the difference only: about half the error after few steps."""
 
 
 class ChargE3NetSection(ChargE3NetConfig):
@@ -92,7 +92,7 @@ class ChargE3NetSection(ChargE3NetConfig):
     """Atomic numbers the model is built for, ascending; empty: those of the training data."""
     superposition: bool = True
     """Add the superposed densities of free atoms, fitted to the training data before the first
-    step, so that the network learns the difference only: 0.4 to 0.6 of the error after few steps."""
+    step, so that the network learns the difference only: about half the error after few steps."""
 
 
 AnyNetworkSection = Annotated[

@@ -35,7 +35,8 @@ from eac_model.engine.shells import (
 )
 from eac_model.engine.tiles import sort_pairs, tile_pairs
 from eac_model.engine.value_weight import ShellValueWeight
-from eac_model.neighbors import atom_graph, point_pairs, wrap_points
+from eac_model.lattice import wrap_points
+from eac_model.neighbors import atom_graph, point_pairs
 from eac_model.network import EACNet, NetworkConfig, RadialBasis
 from eac_model.network.harmonics import solid_harmonics
 
