@@ -805,6 +805,15 @@ class EACDensity(BaseCalculator):
                     UnfamiliarStructureWarning,
                     stacklevel=3,
                 )
+            # A fine-tuned model keeps the elements of the one it began as.
+            unseen = sorted(set(atoms.symbols) - set(self.card.elements or atoms.symbols))
+            if unseen:
+                warnings.warn(
+                    f"{self.card.name} was not trained on {', '.join(unseen)}, which it knows from "
+                    "the model it began as: its error there is unknown.",
+                    UnfamiliarStructureWarning,
+                    stacklevel=3,
+                )
         self._last = atoms.copy()
         return known
 

@@ -21,6 +21,7 @@ from eac_model.errors import (
     GridError,
     ModelFileError,
     StructureError,
+    UnfamiliarStructureWarning,
     UnknownElementError,
 )
 from eac_model.lattice import box_around, grid_shape
@@ -720,6 +721,12 @@ def test_a_box_in_a_crystal_is_open(calculator, crystal):
     assert np.isnan(grid.interpolate([(2.5, 0, 0)])).all()
     own = calculator.get_density_grid(crystal, shape=(6, 6, 6))
     assert calculator.get_density_grid(crystal, like=own).pbc == (True, True, True)
+
+
+def test_elements_that_only_the_model_before_had_seen_are_warned_of(calculator, water):
+    calculator.card = replace(calculator.card, elements=("O", "C"))
+    with pytest.warns(UnfamiliarStructureWarning, match="was not trained on H,"):
+        calculator.evaluate([(0.0, 0.0, 0.0)], water)
 
 
 def test_a_grid_of_another_cell_is_no_pattern_for_a_crystal(calculator, crystal):
