@@ -32,6 +32,7 @@ from ase.symbols import Symbols
 
 from eac_ase.adapters.gpaw_classic import start_classic
 from eac_ase.adapters.gpaw_parallel import predict_once
+from eac_ase.adapters.gpaw_passes import eigensolver_passes, hold_density, update_potential
 from eac_ase.adapters.gpaw_state import (
     Array,
     Correction,
@@ -72,22 +73,10 @@ HOLD_BELOW = 1.0
 """Expected ε_mae, percent, of densities that are held by default. Of worse ones GPAW's first wave
 functions give a density as good, and the passes are lost (``benchmarks/scf_acceleration.py``)."""
 
-MOST_HELD = 4
-"""Largest number of passes with the density held, if it is chosen by itself."""
-
-PASS_GAIN = 50.0
-"""How much smaller a pass of the eigensolver makes the square of the wave functions' residual, or
-somewhat more (Si₂, Al₂, GaAs, H₂O: 20 to 200). Decides how long the density is held."""
-
-DAMPING = 1.0
-"""Of waves in the step that follows, Bohr⁻²: G² / (G² + 1). About the screening of valence
-electrons; 0.6 to 2 make no difference for silicon and water."""
-
 FIRST_STEP = 0.5
 """First step of the mixer from a prediction. GPAW's default of 0.05 is careful with superposed
 atoms; near the solution it wastes an iteration, and what MSR1 learns from so small a step is
 noise of the wave functions (``benchmarks/scf_acceleration.py --mixers``)."""
-
 
 MOMENTS_DIFFER = 0.5
 """μ_B. Larger differences between initial and predicted moments are warned of where the prediction
@@ -208,7 +197,7 @@ class PredictedStart:
                 self._expected_error = 0.0  # What changes is a small part of the density.
             dft.density.symmetrize(dft.ibzwfs.ibz.symmetries)
             dft.density.normalize(dft.pot_calc.charge)
-            _update_potential(dft)
+            update_potential(dft)
         self._after_filling(calculator, kind)
 
     def _correction(self, calculator: Any) -> Correction | None:
@@ -333,7 +322,7 @@ class PredictedStart:
             return
         if dft.pot_calc.xc.exx_fraction:
             # GPAW takes the first wave functions of a hybrid from PBE's potential.
-            _update_potential(dft)
+            update_potential(dft)
         # A refresh has improved the wave functions already; in LCAO mode they are exact at once.
         iterative = dft.ibzwfs.mode != "lcao" and not _minimises_directly(dft)
         error = self._expected_error
@@ -437,7 +426,7 @@ def start_from_density(
     if getattr(calculator, "old", False):
         _check_options_of_classic(refresh, hold, moves)
         start_classic(calculator, model, any_functional)
-        _warn_of_missing_matrices(model)
+        _warn_of_missing_matrices(model, 0)
         _warn_of_charge(calculator.parameters.charge)
         return calculator
     _check_calculator(calculator)
@@ -564,115 +553,6 @@ def all_electron_density(
     )
 
 
-def eigensolver_passes(dft: Any, count: int, *, new_matrices: bool) -> float:
-    """Improve the wave functions with ñ held.
-
-    Parameters
-    ----------
-    dft
-        ``gpaw.new.calculation.DFT``.
-    count
-        Number of passes.
-    new_matrices
-        After each of them compute D from the wave functions, scale ñ to the charge that goes with
-        it, and make the potential anew.
-
-    Returns
-    -------
-    float
-        Σ‖(H − εS)ψ‖² over occupied states in the last pass, before it improved them, Hartree².
-    """
-    loop, density = dft.scf_loop, dft.density
-    electrons = density.nvalence - density.charge + dft.pot_calc.charge
-    error = np.inf
-    for _ in range(count):
-        _, error, dft.energies = loop.eigensolver.iterate(
-            dft.ibzwfs, density, dft.potential, loop.hamiltonian, dft.pot_calc, dft.energies
-        )
-        dft.ibzwfs.calculate_occs(loop.occ_calc, electrons)
-        if new_matrices:
-            held = density.nt_sR.data.copy()
-            density.update(dft.ibzwfs)
-            density.nt_sR.data[:] = held
-            density.normalize(dft.pot_calc.charge)
-            _update_potential(dft)
-    return float(error)
-
-
-def hold_density(dft: Any) -> int:
-    """Improve the wave functions with the density held, as long as that pays; then the density.
-
-    The first wave functions are worse than a good density: a mixer that sees what they make of it
-    spoils the density and learns the wrong thing. Passes go on while the part of the density's
-    residual that the wave functions' own error explains, about √(N e) electrons for a residual of
-    Σ‖(H − εS)ψ‖² = e Hartree² (measured), is more than half of it. What is left then is the error
-    of the density itself as the wave functions see it; one damped step takes much of it away.
-
-    Returns
-    -------
-    int
-        Number of passes.
-    """
-    density = dft.density
-    electrons = density.nvalence - density.charge + dft.pot_calc.charge
-    enough = 10 * dft.scf_loop.convergence["density"].tol * electrons
-    for count in range(1, MOST_HELD + 1):
-        error = eigensolver_passes(dft, 1, new_matrices=False)
-        residual, size = _residual(dft)
-        if (
-            count == MOST_HELD
-            or np.isinf(error)
-            or size < enough
-            or (electrons * error / PASS_GAIN) ** 0.5 < size / 2
-        ):
-            break
-    if size > enough:
-        _step(dft, *residual)
-    return count
-
-
-def _residual(dft: Any) -> tuple[tuple[Any, Any], float]:
-    """What follows from the wave functions minus ñ and D, which stay; the first's ∫|…|, electrons.
-
-    Of all spins, in their arrays.
-    """
-    density = dft.density
-    held, matrices = density.nt_sR.data.copy(), density.D_asii.data.copy()
-    density.update(dft.ibzwfs)
-    change = density.nt_sR.copy()
-    change.data -= held
-    change_of_matrices = density.D_asii.data - matrices
-    density.nt_sR.data[:] = held
-    density.D_asii.data[:] = matrices
-    total = change[0].copy()
-    total.data[:] = abs(change.data.sum(axis=0))
-    return (change, change_of_matrices), float(total.integrate())
-
-
-def _step(dft: Any, change: Any, change_of_matrices: Any) -> None:
-    """Follow a residual, long waves damped (Kerker, Phys. Rev. B 23, 3082 (1981)).
-
-    Where the grid is not periodic, nothing is done.
-    """
-    density, grid = dft.density, change.desc
-    if any(grid.zerobc_c):
-        return
-    # A grid that is shared among processes is put together on the first of them.
-    whole = change.gather()
-    if whole is not None:
-        indices = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in grid.size_c), indexing="ij")
-        waves = 2 * np.pi * np.stack(indices, axis=-1) @ np.linalg.inv(grid.cell_cv).T
-        squares = (waves**2).sum(axis=-1)
-        spectrum = np.fft.fftn(whole.to_xp(np).data, axes=(1, 2, 3))
-        step = np.fft.ifftn(spectrum * squares / (squares + DAMPING), axes=(1, 2, 3)).real
-        whole = whole.xp.asarray(step)
-    change.scatter_from(whole)
-    density.nt_sR.data += change.data
-    density.D_asii.data += change_of_matrices
-    density.normalize(dft.pot_calc.charge)
-    _update_potential(dft)
-
-
 # -- behind the scenes -------------------------------------------------------------------------
 
 
@@ -763,12 +643,6 @@ def _check_eigensolver(dft: Any) -> None:
         )
 
 
-def _update_potential(dft: Any) -> None:
-    dft.potential, dft.energies, _ = dft.pot_calc.calculate(
-        dft.density, dft.ibzwfs, dft.potential.vHt_x
-    )
-
-
 def _set_first_step(dft: Any, parameters: Any, step: float) -> None:
     """Change the first step of GPAW's default mixer, not of one that was asked for."""
     default = type(parameters)(mode=parameters.mode).mixer.todict()
@@ -815,8 +689,8 @@ def _warn_of_charge(charge: float) -> None:
         )
 
 
-def _warn_of_missing_matrices(model: DensityModel, refresh: int | None = None) -> None:
-    if model.network.config.onsite is None and not refresh:
+def _warn_of_missing_matrices(model: DensityModel, refresh: int | None) -> None:
+    if model.network.config.onsite is None and refresh == 0:
         warnings.warn(
             f"The model {model.card.name!r} predicts ñ and no matrices D. With D "
             "of free atoms even the exact ñ saves few iterations: take a model with on-site data, "

@@ -1,0 +1,134 @@
+"""Passes of GPAW's eigensolver with a predicted density held, before GPAW mixes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+MOST_HELD = 4
+"""Largest number of passes with the density held, if it is chosen by itself."""
+
+PASS_GAIN = 50.0
+"""How much smaller a pass of the eigensolver makes the square of the wave functions' residual, or
+somewhat more (Si₂, Al₂, GaAs, H₂O: 20 to 200). Decides how long the density is held."""
+
+DAMPING = 1.0
+"""Of waves in the step that follows, Bohr⁻²: G² / (G² + 1). About the screening of valence
+electrons; 0.6 to 2 make no difference for silicon and water."""
+
+
+def eigensolver_passes(dft: Any, count: int, *, new_matrices: bool) -> float:
+    """Improve the wave functions with ñ held.
+
+    Parameters
+    ----------
+    dft
+        ``gpaw.new.calculation.DFT``.
+    count
+        Number of passes.
+    new_matrices
+        After each of them compute D from the wave functions, scale ñ to the charge that goes with
+        it, and make the potential anew.
+
+    Returns
+    -------
+    float
+        Σ‖(H − εS)ψ‖² over occupied states in the last pass, before it improved them, Hartree².
+    """
+    loop, density = dft.scf_loop, dft.density
+    electrons = density.nvalence - density.charge + dft.pot_calc.charge
+    error = np.inf
+    for _ in range(count):
+        _, error, dft.energies = loop.eigensolver.iterate(
+            dft.ibzwfs, density, dft.potential, loop.hamiltonian, dft.pot_calc, dft.energies
+        )
+        dft.ibzwfs.calculate_occs(loop.occ_calc, electrons)
+        if new_matrices:
+            held = density.nt_sR.data.copy()
+            density.update(dft.ibzwfs)
+            density.nt_sR.data[:] = held
+            density.normalize(dft.pot_calc.charge)
+            update_potential(dft)
+    return float(error)
+
+
+def hold_density(dft: Any) -> int:
+    """Improve the wave functions with the density held, as long as that pays; then the density.
+
+    The first wave functions are worse than a good density: a mixer that sees what they make of it
+    spoils the density and learns the wrong thing. Passes go on while the part of the density's
+    residual that the wave functions' own error explains, about √(N e) electrons for a residual of
+    Σ‖(H − εS)ψ‖² = e Hartree² (measured), is more than half of it. What is left then is the error
+    of the density itself as the wave functions see it; one damped step takes much of it away.
+
+    Returns
+    -------
+    int
+        Number of passes.
+    """
+    density = dft.density
+    electrons = density.nvalence - density.charge + dft.pot_calc.charge
+    enough = 10 * dft.scf_loop.convergence["density"].tol * electrons
+    for count in range(1, MOST_HELD + 1):
+        error = eigensolver_passes(dft, 1, new_matrices=False)
+        residual, size = _residual(dft)
+        if (
+            count == MOST_HELD
+            or np.isinf(error)
+            or size < enough
+            or (electrons * error / PASS_GAIN) ** 0.5 < size / 2
+        ):
+            break
+    if size > enough:
+        _step(dft, *residual)
+    return count
+
+
+def _residual(dft: Any) -> tuple[tuple[Any, Any], float]:
+    """What follows from the wave functions minus ñ and D, which stay; the first's ∫|…|, electrons.
+
+    Of all spins, in their arrays.
+    """
+    density = dft.density
+    held, matrices = density.nt_sR.data.copy(), density.D_asii.data.copy()
+    density.update(dft.ibzwfs)
+    change = density.nt_sR.copy()
+    change.data -= held
+    change_of_matrices = density.D_asii.data - matrices
+    density.nt_sR.data[:] = held
+    density.D_asii.data[:] = matrices
+    total = change[0].copy()
+    total.data[:] = abs(change.data.sum(axis=0))
+    return (change, change_of_matrices), float(total.integrate())
+
+
+def _step(dft: Any, change: Any, change_of_matrices: Any) -> None:
+    """Follow a residual, long waves damped (Kerker, Phys. Rev. B 23, 3082 (1981)).
+
+    Where the grid is not periodic, nothing is done.
+    """
+    density, grid = dft.density, change.desc
+    if any(grid.zerobc_c):
+        return
+    # A grid that is shared among processes is put together on the first of them.
+    whole = change.gather()
+    if whole is not None:
+        indices = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in grid.size_c), indexing="ij")
+        waves = 2 * np.pi * np.stack(indices, axis=-1) @ np.linalg.inv(grid.cell_cv).T
+        squares = (waves**2).sum(axis=-1)
+        spectrum = np.fft.fftn(whole.to_xp(np).data, axes=(1, 2, 3))
+        step = np.fft.ifftn(spectrum * squares / (squares + DAMPING), axes=(1, 2, 3)).real
+        whole = whole.xp.asarray(step)
+    change.scatter_from(whole)
+    density.nt_sR.data += change.data
+    density.D_asii.data += change_of_matrices
+    density.normalize(dft.pot_calc.charge)
+    update_potential(dft)
+
+
+def update_potential(dft: Any) -> None:
+    """Make the potential of the density there is."""
+    dft.potential, dft.energies, _ = dft.pot_calc.calculate(
+        dft.density, dft.ibzwfs, dft.potential.vHt_x
+    )
