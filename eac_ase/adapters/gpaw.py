@@ -31,6 +31,7 @@ from ase import Atoms
 from ase.symbols import Symbols
 
 from eac_ase.adapters.gpaw_classic import start_classic
+from eac_ase.adapters.gpaw_mixing import take_whole_steps
 from eac_ase.adapters.gpaw_parallel import predict_once
 from eac_ase.adapters.gpaw_passes import eigensolver_passes, hold_density, update_potential
 from eac_ase.adapters.gpaw_state import (
@@ -72,11 +73,6 @@ REFRESH_WITHOUT_ONSITE = 2
 HOLD_BELOW = 1.0
 """Expected ε_mae, percent, of densities that are held by default. Of worse ones GPAW's first wave
 functions give a density as good, and the passes are lost (``benchmarks/scf_acceleration.py``)."""
-
-FIRST_STEP = 0.5
-"""First step of the mixer from a prediction. GPAW's default of 0.05 is careful with superposed
-atoms; near the solution it wastes an iteration, and what MSR1 learns from so small a step is
-noise of the wave functions (``benchmarks/scf_acceleration.py --mixers``)."""
 
 MOMENTS_DIFFER = 0.5
 """μ_B. Larger differences between initial and predicted moments are warned of where the prediction
@@ -337,7 +333,7 @@ class PredictedStart:
             hold = hold_density(dft)
         else:
             eigensolver_passes(dft, hold, new_matrices=False)
-        _set_first_step(dft, calculator.params, FIRST_STEP)
+        take_whole_steps(dft, calculator.params)
         if self.keep:
             _warn_of_moments(dft.density, dft.atoms.symbols, self._moments)
         start = Start(kind, True, self.refresh + hold, self._seconds)
@@ -408,8 +404,8 @@ def start_from_density(
     those it had converged. Where atoms are in surroundings unlike a spin model's training data
     (:class:`~eac_model.errors.UnfamiliarStructureWarning`), its moments may be those of another
     magnetic state, and spin-polarised calculations begin as GPAW does by itself. Charged cells are
-    scaled as a whole. If the calculation has GPAW's default mixer, its first step is 0.5 instead of
-    0.05 (:data:`FIRST_STEP`); a mixer of your own is left alone.
+    scaled as a whole. If the calculation has GPAW's default mixer, its steps are larger, and
+    screened (:mod:`~eac_ase.adapters.gpaw_mixing`); a mixer of your own is left alone.
 
     Examples
     --------
@@ -641,13 +637,6 @@ def _check_eigensolver(dft: Any) -> None:
             f"the density alone; {type(dft.scf_loop.eigensolver).__name__} minimises the energy "
             "directly. Take another one, such as 'davidson', or set refresh and hold to 0."
         )
-
-
-def _set_first_step(dft: Any, parameters: Any, step: float) -> None:
-    """Change the first step of GPAW's default mixer, not of one that was asked for."""
-    default = type(parameters)(mode=parameters.mode).mixer.todict()
-    if parameters.mixer.todict() == default and hasattr(dft.scf_loop.mixer, "beta"):
-        dft.scf_loop.mixer.beta = step
 
 
 def _with_moments(atoms: Atoms, calculator: Any) -> Atoms:

@@ -6,16 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from eac_ase.adapters.gpaw_mixing import dielectric_constant, divide_by_screening
+
 MOST_HELD = 4
 """Largest number of passes with the density held, if it is chosen by itself."""
 
 PASS_GAIN = 50.0
 """How much smaller a pass of the eigensolver makes the square of the wave functions' residual, or
 somewhat more (Si₂, Al₂, GaAs, H₂O: 20 to 200). Decides how long the density is held."""
-
-DAMPING = 1.0
-"""Of waves in the step that follows, Bohr⁻²: G² / (G² + 1). About the screening of valence
-electrons; 0.6 to 2 make no difference for silicon and water."""
 
 
 def eigensolver_passes(dft: Any, count: int, *, new_matrices: bool) -> float:
@@ -104,23 +102,14 @@ def _residual(dft: Any) -> tuple[tuple[Any, Any], float]:
 
 
 def _step(dft: Any, change: Any, change_of_matrices: Any) -> None:
-    """Follow a residual, long waves damped (Kerker, Phys. Rev. B 23, 3082 (1981)).
+    """Follow a residual, divided by a model of ε(G).
 
     Where the grid is not periodic, nothing is done.
     """
-    density, grid = dft.density, change.desc
-    if any(grid.zerobc_c):
+    density = dft.density
+    if any(change.desc.zerobc_c):
         return
-    # A grid that is shared among processes is put together on the first of them.
-    whole = change.gather()
-    if whole is not None:
-        indices = np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in grid.size_c), indexing="ij")
-        waves = 2 * np.pi * np.stack(indices, axis=-1) @ np.linalg.inv(grid.cell_cv).T
-        squares = (waves**2).sum(axis=-1)
-        spectrum = np.fft.fftn(whole.to_xp(np).data, axes=(1, 2, 3))
-        step = np.fft.ifftn(spectrum * squares / (squares + DAMPING), axes=(1, 2, 3)).real
-        whole = whole.xp.asarray(step)
-    change.scatter_from(whole)
+    divide_by_screening(change, dielectric_constant(dft))
     density.nt_sR.data += change.data
     density.D_asii.data += change_of_matrices
     density.normalize(dft.pot_calc.charge)
