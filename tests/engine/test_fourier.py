@@ -284,7 +284,7 @@ def test_the_calculator_offers_band_limited_grids():
         atoms, shape=(16, 16, 12), resample_from=0.4, band_limited=True
     )
     assert finer.integrate() == pytest.approx(populations.sum(), rel=1e-6)
-    box = DensityGrid(np.zeros((4, 4, 4)), atoms, np.eye(3))
+    box = DensityGrid(np.zeros((4, 4, 4)), atoms, np.eye(3), pbc=(False,) * 3)
     with pytest.raises(GridError, match="own cell"):
         calculator.get_density_grid(atoms, like=box, band_limited=True)
 

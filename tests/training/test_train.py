@@ -448,11 +448,14 @@ def test_data_of_several_origins_are_refused_unless_the_card_says_what_they_are(
 
 
 def test_full_grids_and_spin_are_trained_on(tmp_path):
-    plain = grid(0)
-    atoms = plain.atoms.copy()
-    atoms.set_initial_magnetic_moments([1.0, 0.0, 0.0])
-    spin = DensitySample(atoms, plain.density, spin_density=0.2 * plain.density, provenance=PBE)
-    data = store_of(tmp_path / "s.store", [spin, spin])
+    samples = []
+    for seed in (0, 1):
+        plain = grid(seed)
+        atoms = plain.atoms.copy()
+        atoms.set_initial_magnetic_moments([1.0, 0.0, 0.0])
+        spin = 0.2 * plain.density
+        samples.append(DensitySample(atoms, plain.density, spin_density=spin, provenance=PBE))
+    data = store_of(tmp_path / "s.store", samples)
     run = config(
         data,
         data={"sampling": {"uniform": 1, "core": 1}, "validation_points": 300},
