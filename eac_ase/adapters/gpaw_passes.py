@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eac_ase.adapters.gpaw_mixing import dielectric_constant, divide_by_screening
+from eac_ase.adapters.gpaw_mixing import divide_by_screening
 
 MOST_HELD = 4
 """Largest number of passes with the density held, if it is chosen by itself."""
@@ -102,14 +102,14 @@ def _residual(dft: Any) -> tuple[tuple[Any, Any], float]:
 
 
 def _step(dft: Any, change: Any, change_of_matrices: Any) -> None:
-    """Follow a residual, divided by a model of ε(G).
+    """Follow a residual, its long waves damped as for a metal: the wave functions are still rough.
 
     Where the grid is not periodic, nothing is done.
     """
     density = dft.density
     if any(change.desc.zerobc_c):
         return
-    divide_by_screening(change, dielectric_constant(dft))
+    divide_by_screening(change, np.inf)
     density.nt_sR.data += change.data
     density.D_asii.data += change_of_matrices
     density.normalize(dft.pot_calc.charge)
