@@ -16,18 +16,25 @@ import numpy as np
 from eac_ase.adapters.gpaw_state import Array
 
 FIRST_STEP = 0.5
-"""Where the grid is not periodic and there are no waves to tell apart. GPAW's own is 0.05."""
+"""Where there is vacuum, or the grid is not periodic and there are no waves to tell apart. GPAW's
+own is 0.05."""
 
-STEP = 0.8
+STEP = 0.9
 """Of a residual, after the division by ε(G): the mixer's first step, and the part of later ones
 that the history of the densities does not predict."""
 
 METAL = 0.1
 """eV. With a smaller gap screening is that of a metal."""
 
-SCREENING = 0.7
-"""Bohr⁻²: waves of G² below that are screened. Displaced silicon has ε = 2.9, 1.7 and 1.1 for G² =
-0.4, 0.9 and 1.7."""
+VACUUM = 1e-3
+"""Electrons in a cube of one Bohr: a point with less is empty. Cells of which more than a quarter
+is empty do not screen long waves as the mean of their density would: superposed atoms of a slab of
+MgO took 17 iterations with the model, 20 with undivided steps, 13 with GPAW's."""
+
+SCREENING = 1.0
+"""Bohr⁻²: waves of G² below that are screened. What undivided steps would remove of a
+prediction's error, in displaced silicon and in aluminium: 3.0, 2.0, 1.6, 1.2 and 1.0 of it at
+G² = 0.45, 0.8, 1.25, 2.5 and 5."""
 
 
 def take_whole_steps(dft: Any, parameters: Any) -> None:
@@ -44,7 +51,7 @@ def take_whole_steps(dft: Any, parameters: Any) -> None:
     default = type(parameters)(mode=parameters.mode).mixer.todict()
     if parameters.mixer.todict() != default or not hasattr(mixer, "A_lims"):
         return
-    if any(mixer.desc.zerobc_c):
+    if any(mixer.desc.zerobc_c) or _has_vacuum(dft.density):
         mixer.beta = FIRST_STEP
         return
     mixer.beta = STEP
@@ -75,10 +82,17 @@ def dielectric_constant(dft: Any) -> float:
     return float(1 + 4 * np.pi * electrons * Hartree**2 / (4 + 2 * gap) ** 2)
 
 
-def divide_by_screening(change: Any, constant: float) -> None:
-    """Divide a change of the density by ε(G) = (G² + k²) / (G² + k²/ε), in place.
+def _has_vacuum(density: Any) -> bool:
+    grid, data = density.nt_sR.desc, density.nt_sR.data
+    empty = grid.comm.sum_scalar(int((abs(data.sum(axis=0)) < VACUUM).sum()))
+    return bool(4 * empty > grid.comm.sum_scalar(data[0].size))
 
-    Kerker's damping (Phys. Rev. B 23, 3082 (1981)) for metals, where ε is infinite.
+
+def divide_by_screening(change: Any, constant: float) -> None:
+    """Divide a change of the density by ε(G) = 1 + 1 / (1 / (ε - 1) + g + g²), g = G²/k², in place.
+
+    Kerker's damping (Phys. Rev. B 23, 3082 (1981)) of long waves in metals, where ε is infinite;
+    the response to short ones falls as G⁻⁴ (Levine and Louie, Phys. Rev. B 25, 6310 (1982)).
 
     Parameters
     ----------
@@ -94,7 +108,9 @@ def divide_by_screening(change: Any, constant: float) -> None:
         counts = [*(np.fft.fftfreq(n, 1 / n) for n in sizes[:2]), np.arange(sizes[2] // 2 + 1)]
         indices = np.stack(np.meshgrid(*counts, indexing="ij"), axis=-1)
         squares = ((2 * np.pi * indices @ np.linalg.inv(cell).T) ** 2).sum(axis=-1)
-        inverse = (squares + SCREENING / constant) / (squares + SCREENING)
+        squares /= SCREENING
+        least = 1 / (constant - 1) if constant > 1 else np.inf
+        inverse: Array = 1 - 1 / (1 + least + squares + squares**2)
         inverse[0, 0, 0] = 1
         spectrum = np.fft.rfftn(whole.to_xp(np).data, axes=(-3, -2, -1))
         data: Array = np.fft.irfftn(spectrum * inverse, sizes, axes=(-3, -2, -1))

@@ -38,7 +38,13 @@ from eac_ase.adapters.gpaw import (
     fixed_density,
     start_from_density,
 )
-from eac_ase.adapters.gpaw_mixing import SCREENING, STEP, dielectric_constant
+from eac_ase.adapters.gpaw_mixing import (
+    FIRST_STEP,
+    SCREENING,
+    STEP,
+    dielectric_constant,
+    take_whole_steps,
+)
 from eac_ase.adapters.gpaw_state import Correction, check_setups, predict_state
 from eac_ase.analysis import dipole_moment
 
@@ -271,8 +277,9 @@ def test_screening_divides_long_waves_and_leaves_charge_and_errors_as_they_are(s
         np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in grid.size_c), indexing="ij"), axis=-1
     )
     squares = ((2 * np.pi * indices @ np.linalg.inv(grid.cell_cv).T) ** 2).sum(axis=-1)
-    inverse = (squares + SCREENING / mixer.screening) / (squares + SCREENING)
-    inverse[0, 0, 0] = 1
+    squares[0, 0, 0] = np.inf  # The charge stays.
+    squares /= SCREENING
+    inverse = 1 / (1 + 1 / (1 / (mixer.screening - 1) + squares + squares**2))
     # Waves of half the grid have no sign.
     inner = (2 * abs(indices) < grid.size_c).all(axis=-1)
     np.testing.assert_allclose(
@@ -290,6 +297,17 @@ def test_metals_screen_long_waves_and_salts_hardly_do(symbol, lattice, a, smalle
     calculator = GPAW(mode={"name": "pw", "ecut": 200}, kpts=(2, 2, 2), xc="PBE", txt=None)
     calculator.create_new_calculation(atoms)
     assert smallest <= dielectric_constant(calculator.dft) <= largest
+
+
+@pytest.mark.parametrize(("height", "step"), [(2.2, STEP), (9, FIRST_STEP)])
+def test_cells_with_vacuum_take_no_whole_steps(height, step):
+    atoms = Atoms("He", cell=[2.2, 2.2, height], pbc=True)
+    calculator = GPAW(mode={"name": "pw", "ecut": 150}, xc="PBE", txt=None)
+    calculator.create_new_calculation(atoms)
+    take_whole_steps(calculator.dft, calculator.params)
+    mixer = calculator.dft.scf_loop.mixer
+    assert mixer.beta == step
+    assert hasattr(mixer, "screening") == (step == STEP)
 
 
 def test_spins_and_moments_are_those_of_the_prediction(oxygen):
