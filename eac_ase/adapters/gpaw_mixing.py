@@ -26,7 +26,7 @@ that the history of the densities does not predict."""
 METAL = 0.1
 """eV. With a smaller gap screening is that of a metal."""
 
-VACUUM = 1e-3
+EMPTY = 1e-3
 """Electrons in a cube of one Bohr: a point with less is empty. Cells of which more than a quarter
 is empty do not screen long waves as the mean of their density would: superposed atoms of a slab of
 MgO took 17 iterations with the model, 20 with undivided steps, 13 with GPAW's."""
@@ -39,6 +39,8 @@ G² = 0.45, 0.8, 1.25, 2.5 and 5."""
 
 def take_whole_steps(dft: Any, parameters: Any) -> None:
     """Let GPAW's default mixer take whole steps; one that was asked for stays as it is.
+
+    With vacuum, or on grids that are not periodic, only its first step changes, to `FIRST_STEP`.
 
     Parameters
     ----------
@@ -84,7 +86,7 @@ def dielectric_constant(dft: Any) -> float:
 
 def _has_vacuum(density: Any) -> bool:
     grid, data = density.nt_sR.desc, density.nt_sR.data
-    empty = grid.comm.sum_scalar(int((abs(data.sum(axis=0)) < VACUUM).sum()))
+    empty = grid.comm.sum_scalar(int((abs(data.sum(axis=0)) < EMPTY).sum()))
     return bool(4 * empty > grid.comm.sum_scalar(data[0].size))
 
 
