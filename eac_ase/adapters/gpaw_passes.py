@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from eac_ase.adapters.gpaw_mixing import divide_by_screening
+from eac_ase.adapters.gpaw_mixing import divide_by_screening, steps_of
 
 MOST_HELD = 4
 """Largest number of passes with the density held, if it is chosen by itself."""
@@ -104,14 +104,16 @@ def _residual(dft: Any) -> tuple[tuple[Any, Any], float]:
 def _step(dft: Any, change: Any, change_of_matrices: Any) -> None:
     """Follow a residual, its long waves damped as for a metal: the wave functions are still rough.
 
-    Where the grid is not periodic, nothing is done.
+    Where residuals are not divided, half of it; where it is not known how far to go, nothing.
     """
-    density = dft.density
-    if any(change.desc.zerobc_c):
+    steps, density = steps_of(dft), dft.density
+    if steps.later is None:
         return
-    divide_by_screening(change, np.inf)
-    density.nt_sR.data += change.data
-    density.D_asii.data += change_of_matrices
+    part = 1.0 if steps.divided else steps.first
+    if steps.divided:
+        divide_by_screening(change, np.inf)
+    density.nt_sR.data += part * change.data
+    density.D_asii.data += part * change_of_matrices
     density.normalize(dft.pot_calc.charge)
     update_potential(dft)
 

@@ -32,6 +32,7 @@ pytest.importorskip("gpaw.dft")
 
 from gpaw import GPAW
 
+from eac_ase.adapters import gpaw_mixing
 from eac_ase.adapters.gpaw import (
     KnownDensity,
     all_electron_density,
@@ -299,15 +300,33 @@ def test_metals_screen_long_waves_and_salts_hardly_do(symbol, lattice, a, smalle
     assert smallest <= dielectric_constant(calculator.dft) <= largest
 
 
-@pytest.mark.parametrize(("height", "step"), [(2.2, STEP), (9, FIRST_STEP)])
-def test_cells_with_vacuum_take_no_whole_steps(height, step):
-    atoms = Atoms("He", cell=[2.2, 2.2, height], pbc=True)
-    calculator = GPAW(mode={"name": "pw", "ecut": 150}, xc="PBE", txt=None)
+@pytest.mark.parametrize(
+    ("symbol", "cell", "first", "limits"),
+    [
+        ("He", [2.2, 2.2, 2.2], STEP, [STEP, STEP]),
+        ("He", [2.2, 2.2, 9], FIRST_STEP, [STEP, STEP]),
+        ("Na", [3.5, 3.5, 12], STEP, [STEP, STEP]),
+    ],
+    ids=["dense", "gap and vacuum", "metal and vacuum"],
+)
+def test_residuals_are_divided_but_where_wide_gap_and_vacuum_meet(symbol, cell, first, limits):
+    atoms = Atoms(symbol, cell=cell, pbc=True)
+    calculator = GPAW(mode={"name": "pw", "ecut": 150}, xc="PBE", kpts=(2, 2, 1), txt=None)
     calculator.create_new_calculation(atoms)
     take_whole_steps(calculator.dft, calculator.params)
     mixer = calculator.dft.scf_loop.mixer
-    assert mixer.beta == step
-    assert hasattr(mixer, "screening") == (step == STEP)
+    assert mixer.beta == first
+    assert list(mixer.A_lims) == limits
+    assert hasattr(mixer, "screening") == (first == STEP)
+
+
+def test_where_the_gap_is_narrow_beside_vacuum_only_the_first_step_is_larger(monkeypatch):
+    monkeypatch.setattr(gpaw_mixing, "WIDE", np.inf)
+    calculator = GPAW(mode={"name": "pw", "ecut": 150}, xc="PBE", txt=None)
+    calculator.create_new_calculation(Atoms("He", cell=[2.2, 2.2, 9], pbc=True))
+    take_whole_steps(calculator.dft, calculator.params)
+    assert calculator.dft.scf_loop.mixer.beta == FIRST_STEP
+    assert list(calculator.dft.scf_loop.mixer.A_lims) == [0.02, 0.75]
 
 
 def test_spins_and_moments_are_those_of_the_prediction(oxygen):
