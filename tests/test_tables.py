@@ -18,15 +18,10 @@ BY_MODEL = sorted(
 )
 
 
-OLDER = {"scf_acceleration_water-pbe"}
-"""Of a file that has been replaced since; the page GPAW says so."""
-
-
 @pytest.mark.parametrize("path", BY_MODEL, ids=lambda path: path.stem)
 def test_tables_of_calculations_are_of_the_bundled_file(path):
     _, _, model = path.stem.rpartition("_")
-    same = digest(find_model(model)) == json.loads(path.read_text())["settings"]["model"]
-    assert same is (path.stem not in OLDER)
+    assert digest(find_model(model)) == json.loads(path.read_text())["settings"]["model"]
 
 
 def test_the_report_is_of_the_bundled_general_model():
