@@ -30,7 +30,7 @@ from pydantic import (
 )
 
 from eac_ase.reference.prototypes import PROTOTYPES, lattice_constant, without_common_factor
-from eac_model.errors import ConfigurationError
+from eac_model.errors import ConfigurationError, list_problems
 from eac_model.files import read_mapping
 
 Split = Literal["train", "validation", "test"]
@@ -463,7 +463,8 @@ class Recipe(_Section):
         try:
             return cls.model_validate(content)
         except ValidationError as error:
-            raise ConfigurationError(f"{path}: {_explain(error, content)}") from error
+            problems = list_problems(error, lambda location: _key(location, content))
+            raise ConfigurationError(f"{path}: {problems}") from error
 
     def tasks(self) -> Iterator[Task]:
         """All structures, in the order of calculation."""
@@ -557,25 +558,11 @@ def _ratio(shares: tuple[int, ...]) -> str:
     return ":".join(map(str, shares))
 
 
-def _explain(error: ValidationError, content: dict[str, Any]) -> str:
-    """Every problem on a line of its own, with the name of its entry and the dotted key."""
-    lines = []
-    for problem in error.errors():
-        parts = list(problem["loc"])
-        if len(parts) > 1 and parts[0] == "structures" and isinstance(parts[1], int):
-            entry = content["structures"][parts[1]]
-            name = entry.get("name") if isinstance(entry, dict) else None
-            # the third part is the kind, which pydantic chose the class by
-            parts = [f"structures[{name or parts[1]}]", *parts[3:]]
-        key = ".".join(map(str, parts)) or "recipe"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "there is no such key"
-        line = f"{key}: {message}"
-        if problem["type"] not in ("missing", "extra_forbidden", "value_error"):
-            line += f" (got {problem['input']!r})"
-        if problem["type"] == "string_type" and isinstance(problem["input"], bool):
-            line += ". YAML reads NO, ON and YES as truth values: put them in quotes"
-        if line not in lines:
-            lines.append(line)
-    return "\n".join(lines)
+def _key(location: tuple[int | str, ...], content: dict[str, Any]) -> str:
+    parts = list(location)
+    if len(parts) > 1 and parts[0] == "structures" and isinstance(parts[1], int):
+        entry = content["structures"][parts[1]]
+        name = entry.get("name") if isinstance(entry, dict) else None
+        # the third part is the kind, which pydantic chose the class by
+        parts = [f"structures[{name or parts[1]}]", *parts[3:]]
+    return ".".join(map(str, parts)) or "recipe"

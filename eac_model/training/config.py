@@ -23,7 +23,7 @@ from pydantic import (
 
 from eac_model.data.sample import DensityKind
 from eac_model.data.sampling import SamplingMixture
-from eac_model.errors import ConfigurationError
+from eac_model.errors import ConfigurationError, list_problems
 from eac_model.files import read_mapping
 from eac_model.network.config import (
     ARCHITECTURE,
@@ -287,7 +287,7 @@ class TrainingConfig(_Section):
             config = cls.model_validate(content)
         except ValidationError as error:
             where = f"{origin}: " if origin else ""
-            raise ConfigurationError(where + _explain(error)) from error
+            raise ConfigurationError(where + list_problems(error, _key)) from error
         return config if origin is None else config._relative_to(origin.absolute().parent)
 
     def to_yaml(self) -> str:
@@ -314,22 +314,10 @@ class TrainingConfig(_Section):
         )
 
 
-def _explain(error: ValidationError) -> str:
-    """Every problem on a line of its own, named by its dotted key."""
+def _key(location: tuple[int | str, ...]) -> str:
+    # Pydantic names the member of a union it tried; keys of ours have no such parts.
     names = {"Files", "OnsiteLayout", "int", "float", "none", *ARCHITECTURE_NAMES}
     kinds = ("function-", "constrained-", "tuple[", "literal[")
-    lines = []
-    for problem in error.errors():
-        # Pydantic names the member of a union it tried; keys of ours have no such parts.
-        tried = [str(part) for part in problem["loc"]]
-        parts = [part for part in tried if part not in names and not part.startswith(kinds)]
-        key = ".".join(parts) or "configuration"
-        message = problem["msg"].removeprefix("Value error, ")
-        if problem["type"] == "extra_forbidden":
-            message = "there is no such key"
-        line = f"{key}: {message} (got {problem['input']!r})"
-        if problem["type"] in ("missing", "extra_forbidden", "value_error"):
-            line = f"{key}: {message}"
-        if line not in lines:
-            lines.append(line)
-    return "\n".join(lines)
+    tried = map(str, location)
+    parts = [part for part in tried if part not in names and not part.startswith(kinds)]
+    return ".".join(parts) or "configuration"
