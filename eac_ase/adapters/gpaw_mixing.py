@@ -3,7 +3,8 @@
 The error of a good start is so small that what an iteration makes of the density answers to it
 linearly: R = −ε·δn. Away from long waves ε is 1, so that a whole step removes the error, where
 GPAW's mixer, careful with superposed atoms, takes three quarters of it at most. Long waves are
-screened, and whole steps would go too far: those are divided by a model of ε.
+screened, and whole steps would go too far: those are divided by a model of ε, in metals one of
+electrons where they are, so that surfaces and slabs are no worse than crystals.
 
 Molecules, slabs and liquids of wide gap do not fit such a model, and screen little: there the first
 step is half a residual, later ones are whole and undivided.
@@ -16,6 +17,8 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+from scipy.fft import irfftn, rfftn
+from scipy.sparse.linalg import LinearOperator, cg
 
 from eac_ase.adapters.gpaw_state import Array
 
@@ -33,16 +36,17 @@ WIDE = 2.0
 """eV. With a larger gap long waves are screened so little that undivided steps do no harm."""
 
 EMPTY = 1e-3
-"""Electrons in a cube of one Bohr: a point with less is empty. Cells of which more than a tenth is
-empty do not screen long waves as the mean of their density would: superposed atoms of a slab of MgO
-took 17 iterations with the model, 13 with GPAW's mixing and 12 with undivided steps. A slab of
-eight layers of aluminium took 19 with the model, 21 with GPAW's mixing and 34 with undivided
-steps."""
+"""Electrons in a cube of one Bohr: a point with less is empty. Matter with a gap of which more than
+a tenth is empty does not screen long waves as the mean of its density would: superposed atoms of a
+slab of MgO took 17 iterations with the model, 13 with GPAW's mixing and 12 with undivided steps."""
 
-SCREENING = 1.0
-"""Bohr⁻²: waves of G² below that are screened. What undivided steps would remove of a
+SHORT = 1.0
+"""Bohr⁻²: waves of larger G² are hardly screened. What undivided steps would remove of a
 prediction's error, in displaced silicon and in aluminium: 3.0, 2.0, 1.6, 1.2 and 1.0 of it at
 G² = 0.45, 0.8, 1.25, 2.5 and 5."""
+
+TOLERANCE = 1e-3
+"""Of the solution for the screening of metals, a part of the residual."""
 
 
 @dataclass(frozen=True)
@@ -87,15 +91,13 @@ def take_whole_steps(dft: Any, parameters: Any) -> None:
     mixer.beta = steps.first
     if steps.later is not None:
         mixer.A_lims[:] = [steps.later, steps.later]
-    if not steps.divided:
-        return
-    if not hasattr(mixer, "screening"):
+    if steps.divided and not hasattr(mixer, "screening"):
         kind: Any = type(mixer)
         mixer.__class__ = _screened(kind)
         mixer.screening = 1.0
     # Where wave functions have moved, what was known of them before.
-    if _band_gap(dft) is not None:
-        mixer.screening = dielectric_constant(dft)
+    if hasattr(mixer, "screening") and _band_gap(dft) is not None:
+        mixer.screening = dielectric_constant(dft) if steps.divided else 1.0
 
 
 def dielectric_constant(dft: Any) -> float:
@@ -135,39 +137,95 @@ def _has_vacuum(density: Any) -> bool:
     return bool(10 * empty > grid.comm.sum_scalar(data[0].size))
 
 
-def divide_by_screening(change: Any, constant: float) -> None:
-    """Divide a change of the density by ε(G) = 1 + 1 / (1 / (ε - 1) + g + g²), g = G²/k², in place.
-
-    Kerker's damping (Phys. Rev. B 23, 3082 (1981)) of long waves in metals, where ε is infinite;
-    the response to short ones falls as G⁻⁴ (Levine and Louie, Phys. Rev. B 25, 6310 (1982)).
+def divide_by_screening(change: Any, charge: Any, density: Any, constant: float) -> None:
+    """Divide a change of the density by ε, in place. Its integral stays.
 
     Parameters
     ----------
     change
-        ``gpaw.core.UGArray``, on one or several processes. Its integral stays.
+        ``gpaw.core.UGArray``, on one or several processes.
+    charge
+        The same with the change of the compensation charges.
+    density
+        ``gpaw.new.density.Density``.
     constant
-        Dielectric constant ε.
+        Dielectric constant; infinite for metals.
     """
     # A grid that is shared among processes is put together on the first of them.
-    whole = change.gather()
+    whole, electrons = charge.gather(), density.nt_sR.gather()
+    cloud = None
     if whole is not None:
-        sizes, cell = change.desc.size_c, change.desc.cell_cv
-        counts = [*(np.fft.fftfreq(n, 1 / n) for n in sizes[:2]), np.arange(sizes[2] // 2 + 1)]
-        indices = np.stack(np.meshgrid(*counts, indexing="ij"), axis=-1)
-        squares = ((2 * np.pi * indices @ np.linalg.inv(cell).T) ** 2).sum(axis=-1)
-        squares /= SCREENING
-        least = 1 / (constant - 1) if constant > 1 else np.inf
-        inverse: Array = 1 - 1 / (1 + least + squares + squares**2)
-        inverse[0, 0, 0] = 1
-        spectrum = np.fft.rfftn(whole.to_xp(np).data, axes=(-3, -2, -1))
-        data: Array = np.fft.irfftn(spectrum * inverse, sizes, axes=(-3, -2, -1))
-        whole.data[:] = whole.xp.asarray(data)
-    change.scatter_from(whole)
+        values, grid, xp = whole.to_xp(np).data, whole.desc, whole.xp
+        if np.isinf(constant):
+            cloud = _cloud_of_metal(values, electrons.to_xp(np).data.sum(axis=0), grid)
+        else:
+            cloud = _cloud_of_insulator(values, constant, grid)
+        cloud = xp.asarray(cloud)
+    part = change.new()
+    part.scatter_from(cloud)
+    change.data += part.data
+
+
+def _cloud_of_insulator(charge: Array, constant: float, grid: Any) -> Array:
+    """What electrons add to a charge, (1/ε − 1) times it: ε(G) = 1 + 1 / (1 / (ε − 1) + g + g²).
+
+    g = G²/k². The response to short waves falls as G⁻⁴ (Levine and Louie, Phys. Rev. B 25, 6310
+    (1982)).
+    """
+    squares = _squares(grid) / SHORT
+    least = 1 / (constant - 1) if constant > 1 else np.inf
+    answer: Array = -1 / (1 + least + squares + squares**2)
+    answer[0, 0, 0] = 0
+    return irfftn(rfftn(charge) * answer, charge.shape)
+
+
+def _cloud_of_metal(charge: Array, density: Array, grid: Any) -> Array:
+    """What electrons add to a charge ρ, −L (φ − ∫Lφ / ∫L), where (v⁻¹ + L) φ − L ∫Lφ / ∫L = ρ.
+
+    The density of states at the Fermi level, L, is that of Thomas and Fermi at every point, so that
+    electrons answer where they are (Herbst and Levitt, J. Phys.: Condens. Matter 33, 085503
+    (2021), have it from the wave functions). In a uniform metal this is Kerker's damping of long
+    waves (Phys. Rev. B 23, 3082 (1981)). v is Coulomb's potential, weaker for short waves:
+    4π / (G² + G⁴ / k²).
+    """
+    squares = _squares(grid)
+    coulomb = squares + squares**2 / SHORT  # 4π/v; L is 4π times the density of states
+    states = 4 / np.pi * (3 * np.pi**2 * np.maximum(density, 0)) ** (1 / 3)
+    total, inner = states.sum(), 1 / (coulomb + states.mean())
+
+    def above_mean(potential: Array) -> Array:
+        return states * (potential - (states * potential).sum() / total)
+
+    def answer(potential: Array) -> Array:
+        potential = potential.reshape(charge.shape)
+        return irfftn(rfftn(potential) * coulomb, charge.shape) + above_mean(potential)
+
+    def precondition(residual: Array) -> Array:
+        return irfftn(rfftn(residual.reshape(charge.shape)) * inner, charge.shape)
+
+    size = (charge.size, charge.size)
+    potential, _ = cg(
+        LinearOperator(size, lambda x: answer(x).ravel()),
+        (charge - charge.mean()).ravel(),
+        M=LinearOperator(size, lambda x: precondition(x).ravel()),
+        rtol=TOLERANCE,
+        maxiter=50,
+    )
+    return -above_mean(potential.reshape(charge.shape))
+
+
+def _squares(grid: Any) -> Array:
+    """G² in Bohr⁻² of what ``rfftn`` makes of a grid."""
+    sizes = grid.size_c
+    counts = [*(np.fft.fftfreq(n, 1 / n) for n in sizes[:2]), np.arange(sizes[2] // 2 + 1)]
+    indices = np.stack(np.meshgrid(*counts, indexing="ij"), axis=-1)
+    squares: Array = ((2 * np.pi * indices @ np.linalg.inv(grid.cell_cv).T) ** 2).sum(axis=-1)
+    return squares
 
 
 @cache
 def _screened(kind: Any) -> type:
-    """GPAW's class of mixers, with steps that are divided by ε(G); errors are those of before."""
+    """GPAW's class of mixers, with steps that are divided by ε; errors are those of before."""
 
     class ScreenedMixer(kind):
         screening: float
@@ -182,7 +240,7 @@ def _screened(kind: Any) -> type:
         ) -> Any:
             out = super().add_compensation_charge(n_sX, D_asii_data, density, out, add_delta0)
             if not add_delta0:  # It is a residual, from whose total charge errors follow.
-                divide_by_screening(n_sX[0], self.screening)
+                divide_by_screening(n_sX[0], out[0], density, self.screening)
             return out
 
     return ScreenedMixer

@@ -111,7 +111,8 @@ def _step(dft: Any, change: Any, change_of_matrices: Any) -> None:
         return
     part = 1.0 if steps.divided else steps.first
     if steps.divided:
-        divide_by_screening(change, np.inf)
+        for channel in change:
+            divide_by_screening(channel, channel, density, np.inf)
     density.nt_sR.data += part * change.data
     density.D_asii.data += part * change_of_matrices
     density.normalize(dft.pot_calc.charge)

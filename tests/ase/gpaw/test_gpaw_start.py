@@ -41,9 +41,10 @@ from eac_ase.adapters.gpaw import (
 )
 from eac_ase.adapters.gpaw_mixing import (
     FIRST_STEP,
-    SCREENING,
+    SHORT,
     STEP,
     dielectric_constant,
+    divide_by_screening,
     take_whole_steps,
 )
 from eac_ase.adapters.gpaw_state import Correction, check_setups, predict_state
@@ -267,26 +268,75 @@ def test_screening_divides_long_waves_and_leaves_charge_and_errors_as_they_are(s
     calculator.create_new_calculation(silicon.atoms)
     density = calculator.dft.density
     mixer = calculator.dft.scf_loop.mixer
+    mixer.screening = 10.0  # The k-points of this test leave silicon no gap.
     change = density.nt_sR.copy()
     matrices = density.D_asii.copy()
     with_charges = type(mixer).__mro__[1].add_compensation_charge(mixer, change, matrices, density)
     found = mixer.add_compensation_charge(change, matrices, density)
     np.testing.assert_array_equal(found.data, with_charges.data)
-    before, after = (np.fft.fftn(array.data[0]) for array in (density.nt_sR, change))
-    grid = change.desc
-    indices = np.stack(
-        np.meshgrid(*(np.fft.fftfreq(n, 1 / n) for n in grid.size_c), indexing="ij"), axis=-1
-    )
-    squares = ((2 * np.pi * indices @ np.linalg.inv(grid.cell_cv).T) ** 2).sum(axis=-1)
+    squares = squares_of(change.desc)
     squares[0, 0, 0] = np.inf  # The charge stays.
-    squares /= SCREENING
+    squares /= SHORT
     inverse = 1 / (1 + 1 / (1 / (mixer.screening - 1) + squares + squares**2))
+    cloud, charge = (
+        np.fft.fftn(array) for array in ((change.data - density.nt_sR.data)[0], found.data[0])
+    )
     # Waves of half the grid have no sign.
-    inner = (2 * abs(indices) < grid.size_c).all(axis=-1)
+    counts = [abs(np.fft.fftfreq(n)) < 0.5 for n in change.desc.size_c]
+    inner = np.ix_(*counts)
     np.testing.assert_allclose(
-        after[inner], (inverse * before)[inner], atol=1e-9 * abs(before).max()
+        cloud[inner], ((inverse - 1) * charge)[inner], atol=1e-9 * abs(charge).max()
     )
     assert found.data is not change.data
+
+
+def squares_of(grid):
+    """G² in Bohr⁻² of all waves of a grid."""
+    counts = (np.fft.fftfreq(n, 1 / n) for n in grid.size_c)
+    indices = np.stack(np.meshgrid(*counts, indexing="ij"), axis=-1)
+    return ((2 * np.pi * indices @ np.linalg.inv(grid.cell_cv).T) ** 2).sum(axis=-1)
+
+
+def metal(cell, **changes):
+    calculator = GPAW(
+        mode={"name": "pw", "ecut": 150}, xc="PBE", kpts=(2, 2, 1), txt=None, **changes
+    )
+    calculator.create_new_calculation(Atoms("Na", cell=cell, pbc=True))
+    return calculator.dft
+
+
+def test_a_uniform_metal_damps_long_waves_as_kerker_does_and_short_ones_not():
+    dft = metal([3.5, 3.5, 8.0])
+    density, grid = dft.density, dft.density.nt_sR.desc
+    density.nt_sR.data[:] = 0.02
+    charge = grid.empty()
+    charge.data[:] = np.random.default_rng(0).normal(size=charge.data.shape)
+    found = charge.copy()
+    divide_by_screening(found, charge, density, np.inf)
+    squares = squares_of(grid)
+    squares[0, 0, 0] = np.inf
+    thomas_fermi = 4 / np.pi * (3 * np.pi**2 * 0.02) ** (1 / 3)
+    expected = np.fft.fftn(charge.data) / (1 + thomas_fermi / (squares + squares**2 / SHORT))
+    assert np.abs(np.fft.ifftn(expected).real - found.data).max() < 0.01
+    assert found.data.sum() == pytest.approx(charge.data.sum())
+
+
+def test_electrons_of_a_metal_slab_answer_inside_it_and_not_in_the_vacuum():
+    dft = metal([3.5, 3.5, 16.0])
+    density, grid = dft.density, dft.density.nt_sR.desc
+    places = np.arange(grid.size_c[2]) / grid.size_c[2]
+    slab = (abs(places - 0.5) < 0.2)[None, None, :]
+    density.nt_sR.data[:] = np.where(slab, 0.02, 0.0)
+    wave = grid.empty()
+    wave.data[:] = np.cos(2 * np.pi * places)
+    found = wave.copy()
+    divide_by_screening(found, wave, density, np.inf)
+    assert found.data.sum() == pytest.approx(wave.data.sum(), abs=1e-6)
+    inside = np.broadcast_to(slab, found.data.shape)
+    # What is left of the wave: nearly nothing in the middle of the slab, all of it outside.
+    middle = found.data[..., grid.size_c[2] // 2]
+    assert abs(middle).max() < 0.3
+    np.testing.assert_allclose(found.data[~inside], wave.data[~inside], atol=1e-12)
 
 
 @pytest.mark.parametrize(
