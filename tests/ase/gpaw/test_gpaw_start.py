@@ -32,7 +32,7 @@ pytest.importorskip("gpaw.dft")
 
 from gpaw import GPAW
 
-from eac_ase.adapters import gpaw_mixing
+from eac_ase.adapters import gpaw_mixing, gpaw_passes
 from eac_ase.adapters.gpaw import (
     KnownDensity,
     all_electron_density,
@@ -216,6 +216,22 @@ def test_by_itself_the_start_improves_a_wrong_density_and_leaves_its_electrons(s
     assert off[1] < 0.7 * off[0]
 
 
+def test_the_step_after_the_passes_screens_a_charge_that_is_neutral(silicon, monkeypatch):
+    integrals = []
+    real = gpaw_passes.divide_by_screening
+
+    def watched(change, charge, density, constant):
+        integrals.append((abs(change.integrate()), abs(charge.integrate())))
+        real(change, charge, density, constant)
+
+    monkeypatch.setattr(gpaw_passes, "divide_by_screening", watched)
+    wrong = tuple(0.98 * matrix for matrix in silicon.onsite)
+    model = KnownDensity([replace(silicon, onsite=wrong)])
+    start_from_density(gpaw_for(silicon), model).create_new_calculation(silicon.atoms)
+    ((of_density, of_charge),) = integrals
+    assert of_charge < 1e-3 < of_density
+
+
 @pytest.mark.parametrize(
     ("name", "expected", "held"),
     [("silicon", 0.3, True), ("silicon", 3.0, False), ("oxygen", 0.3, False)],
@@ -268,7 +284,7 @@ def test_screening_divides_long_waves_and_leaves_charge_and_errors_as_they_are(s
     calculator.create_new_calculation(silicon.atoms)
     density = calculator.dft.density
     mixer = calculator.dft.scf_loop.mixer
-    mixer.screening = 10.0  # The k-points of this test leave silicon no gap.
+    mixer.screening = 10.0  # Silicon has no gap with so few k-points.
     change = density.nt_sR.copy()
     matrices = density.D_asii.copy()
     with_charges = type(mixer).__mro__[1].add_compensation_charge(mixer, change, matrices, density)
