@@ -102,15 +102,15 @@ def _residual(dft: Any) -> tuple[tuple[Any, Any], float]:
 
 
 def _step(dft: Any, change: Any, change_of_matrices: Any) -> None:
-    """Follow a residual, its long waves damped as for a metal: the wave functions are still rough.
+    """Follow a residual, its long waves damped: in crystals as if they were metals.
 
     Where residuals are not divided, half of it; where it is not known how far to go, nothing.
     """
     steps, density = steps_of(dft), dft.density
     if steps.later is None:
         return
-    part = 1.0 if steps.divided else steps.first
-    if steps.divided:
+    part = steps.first if steps.rough is None else 1.0
+    if steps.rough is not None:
         from gpaw.mixer.base import BaseMixer
 
         # Without the compensation charges a slab of copper took 16 iterations instead of 13. The
@@ -119,7 +119,7 @@ def _step(dft: Any, change: Any, change_of_matrices: Any) -> None:
             dft.scf_loop.mixer, change, change_of_matrices, density
         )
         for channel, charge in zip(change, charges, strict=True):
-            divide_by_screening(channel, charge, density, np.inf)
+            divide_by_screening(channel, charge, density, steps.rough)
     density.nt_sR.data += part * change.data
     density.D_asii.data += part * change_of_matrices
     density.normalize(dft.pot_calc.charge)

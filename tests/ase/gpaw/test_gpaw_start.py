@@ -7,6 +7,7 @@ import copy
 import sys
 import warnings
 from dataclasses import replace
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,7 @@ from ase.build import bulk, molecule
 from ase.calculators.calculator import PropertyNotImplementedError
 from ase.calculators.emt import EMT
 from ase.optimize import BFGS
-from ase.units import Bohr
+from ase.units import Bohr, Hartree
 
 from eac_ase import DensityGrid, EACDensity
 from eac_ase.error_estimate import ErrorEstimate
@@ -40,9 +41,13 @@ from eac_ase.adapters.gpaw import (
     start_from_density,
 )
 from eac_ase.adapters.gpaw_mixing import (
+    EXCITATION,
     FIRST_STEP,
     SHORT,
+    SHORT_IN_MOLECULES,
     STEP,
+    cloud_of_metal,
+    cloud_of_molecules,
     dielectric_constant,
     divide_by_screening,
     take_whole_steps,
@@ -220,9 +225,9 @@ def test_the_step_after_the_passes_screens_a_charge_that_is_neutral(silicon, mon
     integrals = []
     real = gpaw_passes.divide_by_screening
 
-    def watched(change, charge, density, constant):
+    def watched(change, charge, density, cloud):
         integrals.append((abs(change.integrate()), abs(charge.integrate())))
-        real(change, charge, density, constant)
+        real(change, charge, density, cloud)
 
     monkeypatch.setattr(gpaw_passes, "divide_by_screening", watched)
     wrong = tuple(0.98 * matrix for matrix in silicon.onsite)
@@ -275,16 +280,19 @@ def test_only_gpaw_s_default_mixer_takes_whole_steps(silicon):
         calculator.create_new_calculation(silicon.atoms)
         mixers.append(calculator.dft.scf_loop.mixer)
     assert [mixer.beta for mixer in mixers] == [STEP, 0.1, 0.08]
-    assert [hasattr(mixer, "screening") for mixer in mixers] == [True, False, False]
+    assert [hasattr(mixer, "cloud") for mixer in mixers] == [True, False, False]
     assert list(mixers[1].A_lims) == [0.02, 0.75]
 
 
-def test_screening_divides_long_waves_and_leaves_charge_and_errors_as_they_are(silicon):
+def test_screening_divides_long_waves_and_leaves_charge_and_errors_as_they_are(
+    silicon, monkeypatch
+):
+    monkeypatch.setattr(gpaw_mixing, "METAL", -1.0)  # Silicon has no gap with so few k-points.
+    monkeypatch.setattr(gpaw_mixing, "dielectric_constant", lambda dft: 10.0)
     calculator = start_from_density(gpaw_for(silicon), KnownDensity([silicon]))
     calculator.create_new_calculation(silicon.atoms)
     density = calculator.dft.density
     mixer = calculator.dft.scf_loop.mixer
-    mixer.screening = 10.0  # Silicon has no gap with so few k-points.
     change = density.nt_sR.copy()
     matrices = density.D_asii.copy()
     with_charges = type(mixer).__mro__[1].add_compensation_charge(mixer, change, matrices, density)
@@ -293,7 +301,7 @@ def test_screening_divides_long_waves_and_leaves_charge_and_errors_as_they_are(s
     squares = squares_of(change.desc)
     squares[0, 0, 0] = np.inf  # The charge stays.
     squares /= SHORT
-    inverse = 1 / (1 + 1 / (1 / (mixer.screening - 1) + squares + squares**2))
+    inverse = 1 / (1 + 1 / (1 / (10.0 - 1) + squares + squares**2))
     cloud, charge = (
         np.fft.fftn(array) for array in ((change.data - density.nt_sR.data)[0], found.data[0])
     )
@@ -328,7 +336,7 @@ def test_a_uniform_metal_damps_long_waves_as_kerker_does_and_short_ones_not():
     charge = grid.empty()
     charge.data[:] = np.random.default_rng(0).normal(size=charge.data.shape)
     found = charge.copy()
-    divide_by_screening(found, charge, density, np.inf)
+    divide_by_screening(found, charge, density, cloud_of_metal)
     squares = squares_of(grid)
     squares[0, 0, 0] = np.inf
     thomas_fermi = 4 / np.pi * (3 * np.pi**2 * 0.02) ** (1 / 3)
@@ -346,13 +354,44 @@ def test_electrons_of_a_metal_slab_answer_inside_it_and_not_in_the_vacuum():
     wave = grid.empty()
     wave.data[:] = np.cos(2 * np.pi * places)
     found = wave.copy()
-    divide_by_screening(found, wave, density, np.inf)
+    divide_by_screening(found, wave, density, cloud_of_metal)
     assert found.data.sum() == pytest.approx(wave.data.sum(), abs=1e-6)
     inside = np.broadcast_to(slab, found.data.shape)
     # What is left of the wave: nearly nothing in the middle of the slab, all of it outside.
     middle = found.data[..., grid.size_c[2] // 2]
     assert abs(middle).max() < 0.3
     np.testing.assert_allclose(found.data[~inside], wave.data[~inside], atol=1e-12)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.02, 0.5])
+def test_a_uniform_gas_of_molecules_divides_long_waves_by_one_constant(density):
+    grid = metal([3.5, 4.0, 8.0]).density.nt_sR.desc
+    charge = np.random.default_rng(0).normal(size=grid.size_c)
+    charge -= charge.mean()
+    cloud = cloud_of_molecules(charge, np.full(charge.shape, density), grid)
+    squares = squares_of(grid)
+    susceptibility = 4 * np.pi * density * (Hartree / EXCITATION) ** 2
+    expected = -susceptibility / (1 + susceptibility + squares / SHORT_IN_MOLECULES)
+    # Waves of half the grid have no direction.
+    inner = np.ix_(*(abs(np.fft.fftfreq(n)) < 0.5 for n in grid.size_c))
+    transformed = (expected * np.fft.fftn(charge))[inner]
+    np.testing.assert_allclose(
+        np.fft.fftn(cloud)[inner], transformed, atol=0.01 * np.abs(charge).max() * charge.size**0.5
+    )
+
+
+def test_molecules_are_polarized_where_their_electrons_are_and_keep_their_charge():
+    cell = np.array([[4.0, 0.0, 0.0], [1.5, 4.0, 0.0], [0.5, 0.3, 12.0]])
+    grid = metal(cell).density.nt_sR.desc
+    places = np.arange(grid.size_c[2]) / grid.size_c[2]
+    slab = np.broadcast_to(0.05 * np.exp(-(((places - 0.5) / 0.2) ** 8)), grid.size_c)
+    charge = np.broadcast_to(np.sin(2 * np.pi * places), grid.size_c).copy()
+    cloud = cloud_of_molecules(charge, slab, grid)
+    assert cloud.sum() == pytest.approx(0, abs=1e-9 * abs(charge).sum())
+    outside = abs(places - 0.5) > 0.35
+    assert abs(cloud[..., outside]).max() < 0.01 * abs(cloud).max()
+    assert (cloud * charge).sum() < 0  # It weakens the charge,
+    assert abs(cloud).sum() < abs(charge).sum()  # and is the smaller of the two.
 
 
 @pytest.mark.parametrize(
@@ -367,23 +406,28 @@ def test_metals_screen_long_waves_and_salts_hardly_do(symbol, lattice, a, smalle
 
 
 @pytest.mark.parametrize(
-    ("symbol", "cell", "first", "limits"),
+    ("atoms", "mode", "first", "cloud"),
     [
-        ("He", [2.2, 2.2, 2.2], STEP, [STEP, STEP]),
-        ("He", [2.2, 2.2, 9], FIRST_STEP, [STEP, STEP]),
-        ("Na", [3.5, 3.5, 12], STEP, [STEP, STEP]),
+        (Atoms("He", cell=[2.2, 2.2, 2.2], pbc=True), "pw", STEP, partial),
+        (Atoms("He", cell=[2.2, 2.2, 9], pbc=True), "pw", STEP, cloud_of_molecules),
+        (Atoms("Na", cell=[3.5, 3.5, 12], pbc=True), "pw", STEP, cloud_of_metal),
+        (Atoms("He", cell=[6, 6, 6]), "fd", FIRST_STEP, None),
     ],
-    ids=["dense", "gap and vacuum", "metal and vacuum"],
+    ids=["dense", "gap and vacuum", "metal and vacuum", "no waves"],
 )
-def test_residuals_are_divided_but_where_wide_gap_and_vacuum_meet(symbol, cell, first, limits):
-    atoms = Atoms(symbol, cell=cell, pbc=True)
-    calculator = GPAW(mode={"name": "pw", "ecut": 150}, xc="PBE", kpts=(2, 2, 1), txt=None)
+def test_the_step_and_the_screening_follow_gap_vacuum_and_grid(atoms, mode, first, cloud):
+    mode = {"name": "pw", "ecut": 150} if mode == "pw" else mode
+    atoms.center()
+    calculator = GPAW(
+        mode=mode, xc="PBE", kpts=(2, 2, 1) if atoms.pbc.all() else (1, 1, 1), txt=None
+    )
     calculator.create_new_calculation(atoms)
     take_whole_steps(calculator.dft, calculator.params)
     mixer = calculator.dft.scf_loop.mixer
     assert mixer.beta == first
-    assert list(mixer.A_lims) == limits
-    assert hasattr(mixer, "screening") == (first == STEP)
+    assert list(mixer.A_lims) == [STEP, STEP]
+    found = getattr(mixer, "cloud", None)
+    assert type(found) is partial if cloud is partial else found is cloud
 
 
 def test_where_the_gap_is_narrow_beside_vacuum_only_the_first_step_is_larger(monkeypatch):
