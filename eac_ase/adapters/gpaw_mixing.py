@@ -51,8 +51,8 @@ prediction's error, in displaced silicon and in aluminium: 3.0, 2.0, 1.6, 1.2 an
 G² = 0.45, 0.8, 1.25, 2.5 and 5."""
 
 SHORT_IN_MOLECULES = 0.5
-"""The same for molecules. Of six cells of water, predictions of three took 8 iterations instead of
-9, which the other three and all six with twice as much took."""
+"""The same for molecules. Predictions of liquids of eight molecules of water took 8 iterations, and
+9 with twice as much."""
 
 TOLERANCE = 1e-3
 """Of the solution for the screening by electrons where they are, a part of the residual."""
